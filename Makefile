@@ -1,0 +1,45 @@
+# make demo   set up from nothing, then the main job on this machine without network
+# make test   set up from nothing, then every test
+# make lab    JupyterLab on notebooks/
+# make lint   formatting, lint and types
+# make clean  remove what these made (not data/ or runs/ of your own)
+#
+# A small build of torch on a Linux machine without a GPU:
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+DEMO := runs/demo
+WORDS := data/stdlib-1024
+
+.PHONY: demo test lab lint clean
+.DEFAULT_GOAL := demo
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch -c constraints.txt
+	$(BIN)/python -m pip install --quiet -e '.[dev,offline]' -c constraints.txt
+	touch $@
+
+demo: $(READY)
+	$(BIN)/python fineweb.py --source stdlib --vocab-size 1024 --out $(WORDS)
+	$(BIN)/torchrun --standalone --nproc_per_node=2 train_gpt2.py demo --log.overwrite
+	$(BIN)/python -m gpt2.plot $(DEMO)/log.txt -o $(DEMO)/loss.png
+	$(BIN)/python -m gpt2.generate $(DEMO) --prompt 'def ' --tokens 120
+	$(BIN)/python -m gpt2.evaluate $(DEMO)
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lab: $(READY)
+	$(BIN)/jupyter lab --notebook-dir notebooks
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache $(DEMO) $(WORDS)
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,353 @@
+"""Text → token shards.
+
+    python fineweb.py                                  FineWeb-Edu 10B, 100 shards of 100 M tokens
+    python fineweb.py --source stdlib --vocab-size 1024   the Python standard library: no network needed
+    python fineweb.py --source files --files 'books/*.txt' notes.jsonl.gz
+
+Documents are read in the source's order, each is headed by `<|endoftext|>`, and the tokens are cut into shards of
+equal size. The first documents are held out as `val`, whole; the rest is `train`. The output folder's index says
+how far each shard reached into the source, so the same command after an interruption goes on after the last one.
+"""
+
+import errno
+import json
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import tiktoken
+import tyro
+from tqdm import tqdm
+
+from gpt2 import corpus
+from gpt2.corpus import Corpus
+from gpt2.errors import UserError, run_command
+from gpt2.machine import available_cores
+from gpt2.shards import open_shard, read_index, sha256_of, write_index, write_shard
+from gpt2.tokenizer import get_encoding, token_bytes
+
+BATCH_CHARACTERS = 2**18  # a worker's task: enough text to forget the cost of handing it over
+HELD_OUT = 20  # of a local corpus, one part in so many goes to val
+NOT_IN_THE_DATA = ("out", "workers", "max_shards")  # options that an interrupted run may change
+PRETOKENIZED, PRETOKENIZED_SHARDS = "kjj0/fineweb10B-gpt2", 103
+
+
+@dataclass(frozen=True)
+class Options:
+    """Text → token shards for train_gpt2.py."""
+
+    source: Literal["fineweb-edu", "fineweb", "pretokenized", "hf", "files", "stdlib"] = "fineweb-edu"
+    """fineweb-edu, fineweb: samples of Hugging Face's web text. pretokenized: FineWeb-10B as GPT-2 tokens, ready to
+    train on. hf: any dataset, with --hf-path. files: local files, with --files. stdlib: this Python's own source."""
+    files: tuple[str, ...] = ()
+    """Glob patterns of .txt .md .py .json .jsonl .parquet, also as .gz or .zst (quote them)."""
+    hf_path: str | None = None
+    """Dataset on the hub, or a local dataset folder."""
+    hf_name: str | None = None
+    """Configuration of the dataset [fineweb and fineweb-edu: sample-10BT]."""
+    split: str = "train"
+    text_field: str = "text"
+    vocab_size: int = 50257
+    """257 (bytes) to 50257 (GPT-2)."""
+    format: Literal["npy", "bin"] = "npy"
+    """npy as build-nanogpt, bin as llm.c and modded-nanogpt."""
+    shard_tokens: int = 100_000_000
+    val_tokens: int | None = None
+    """Hold out the first documents until they have so many tokens [one shard; files, stdlib: a twentieth of the
+    text]."""
+    max_shards: int | None = None
+    """Stop after so many train shards."""
+    workers: int | None = None
+    """Threads that tokenise [one a core]."""
+    part: int = 0
+    """This machine's share, counted from 0, of ..."""
+    parts: int = 1
+    """... so many; each machine writes shards of its own, and part 0 the val shard."""
+    out: Path | None = None
+    """Output folder [data/SOURCE]."""
+
+
+class Piece(NamedTuple):
+    """Text to tokenise: a document, or one stretch of a long one."""
+
+    document: int  # its number in the source
+    starts: bool  # whether the document starts here
+    text: str
+
+
+def pieces(documents: Iterator[str], first: int) -> Iterator[Piece]:
+    """Number the documents from `first`, leave out empty ones, and cut long ones where no token can reach across.
+
+    In GPT-2's splitting pattern white space after something else always starts a new token. A stretch without any
+    is cut anyway, so that a line of 50 MB needs neither 50 MB of merging nor its memory.
+    """
+    for number, text in enumerate(documents, first):
+        start = 0
+        while start < len(text):
+            end = start + BATCH_CHARACTERS
+            if end < len(text):
+                space = max(text.rfind(" ", start + 1, end), text.rfind("\n", start + 1, end))
+                while space > start and text[space - 1].isspace():
+                    space -= 1
+                end = space if space > start else end
+            yield Piece(number, start == 0, text[start:end])
+            start = end
+
+
+def batches(stream: Iterator[Piece]) -> Iterator[list[Piece]]:
+    """Group pieces until a batch has BATCH_CHARACTERS characters."""
+    batch: list[Piece] = []
+    for piece in stream:
+        batch.append(piece)
+        if sum(len(p.text) for p in batch) >= BATCH_CHARACTERS:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def tokenize(encoding: tiktoken.Encoding, batch: list[Piece]) -> list[tuple[Piece, np.ndarray]]:
+    """Each piece with its tokens, uint16. tiktoken works outside Python's lock, so threads use every core."""
+    result = []
+    for piece in batch:
+        text = piece.text
+        if not text.isascii():  # a lone surrogate (JSON can hold one) is no text: U+FFFD
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        tokens = encoding.encode_to_numpy(text, disallowed_special=()).astype(np.uint16)
+        if piece.starts:
+            tokens = np.concatenate([np.array([encoding.eot_token], dtype=np.uint16), tokens])
+        result.append((piece, tokens))
+    return result
+
+
+def tokenized(
+    encoding: tiktoken.Encoding, stream: Iterator[Piece], workers: int
+) -> Iterator[list[tuple[Piece, np.ndarray]]]:
+    """Tokenise batches on `workers` threads, in order, with a bounded number under way (so memory stays flat)."""
+    pool = ThreadPoolExecutor(workers)
+    waiting: deque[Future[list[tuple[Piece, np.ndarray]]]] = deque()
+    try:
+        for batch in batches(stream):
+            waiting.append(pool.submit(tokenize, encoding, batch))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class ShardWriter:
+    """Fills one shard after the other and keeps the index. Shard 0 is `val`; part i of n writes i, i + n, …"""
+
+    def __init__(self, options: Options, folder: Path, encoding: tiktoken.Encoding, val_bytes: int | None):
+        """`val_bytes` limits `val` by bytes of text where --val-tokens doesn't limit it by tokens."""
+        self.options, self.folder = options, folder
+        self.val_tokens = options.val_tokens or (None if val_bytes else options.shard_tokens)
+        self.val_bytes = val_bytes
+        self.sizes = token_bytes(encoding)
+        self.index = folder / ("index.json" if options.parts == 1 else f"index_{options.part}_of_{options.parts}.json")
+        self.settings = json.loads(json.dumps({k: v for k, v in asdict(options).items() if k not in NOT_IN_THE_DATA}))
+        self.records: list[dict[str, Any]] = []
+        self.document, self.inside = 0, 0  # which document of the source is read, and how many of its tokens were
+        self.kept = (0, 0)  # up to where an earlier run's shards reach, in the same terms
+        self.clear()
+
+    def clear(self) -> None:
+        """Start an empty shard."""
+        self.buffer = bytearray()  # of uint16
+        self.bytes = 0  # of text
+
+    @property
+    def number(self) -> int:
+        """The number of the shard that is being filled."""
+        return self.options.part + self.options.parts * len(self.records)
+
+    @property
+    def full(self) -> bool:
+        """Whether --max-shards train shards are there."""
+        train = sum(record["split"] == "train" for record in self.records)
+        return self.options.max_shards is not None and train >= self.options.max_shards
+
+    def resume(self) -> bool:
+        """Take over the whole shards of an earlier run; True if it had finished.
+
+        Raises UserError where the folder was made with other settings.
+        """
+        if not self.index.exists():
+            return False
+        index = read_index(self.index)
+        theirs = index.get("settings", {})
+        for name, value in self.settings.items():
+            if theirs.get(name) != value:
+                raise UserError(
+                    f"{self.folder} holds shards made with {name} {theirs.get(name)}, not {value}; "
+                    "name another folder with --out, or delete this one"
+                )
+        for record in index["shards"]:
+            path = self.folder / record["name"]
+            if not path.exists() or open_shard(path).tokens != record["tokens"]:
+                break
+            self.records.append(record)
+            self.kept = tuple(record["reached"])
+        return index["complete"] and len(self.records) == len(index["shards"])
+
+    def add(self, piece: Piece, tokens: np.ndarray) -> None:
+        """Append a piece's tokens, closing every shard that they fill."""
+        if piece.starts:
+            if self.number == 0 and self._val_is_full():
+                self.close((piece.document, 0))
+            self.document, self.inside = piece.document, 0
+        if piece.document == self.kept[0]:
+            already = min(len(tokens), max(0, self.kept[1] - self.inside))
+            tokens, self.inside = tokens[already:], self.inside + already
+        while len(tokens) and not self.full:
+            room = len(tokens) if self.number == 0 else self.options.shard_tokens - len(self.buffer) // 2
+            head, tokens = tokens[:room], tokens[room:]
+            self.buffer += head.tobytes()
+            self.bytes += int(self.sizes[head].sum())
+            self.inside += len(head)
+            if self.number > 0 and len(self.buffer) == 2 * self.options.shard_tokens:
+                self.close((self.document, self.inside))
+
+    def _val_is_full(self) -> bool:
+        if self.val_tokens is not None:
+            return len(self.buffer) // 2 >= self.val_tokens
+        return self.bytes >= (self.val_bytes or 0) > 0
+
+    def close(self, reached: tuple[int, int]) -> None:
+        """Write the shard, then the index. Raises UserError on a full disk; whole shards stay."""
+        split = "val" if self.number == 0 else "train"
+        path = self.folder / f"{split}_{self.number:06d}.{self.options.format}"
+        tokens = np.frombuffer(self.buffer, dtype=np.uint16)
+        try:
+            write_shard(path, tokens)
+            record = {"name": path.name, "split": split, "tokens": len(tokens), "bytes": self.bytes}
+            self.records.append({**record, "sha256": sha256_of(path), "reached": reached})
+            self.write_index(complete=False)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise UserError(
+                f"the disk is full: no room for {path} ({2 * len(tokens) / 1e6:.0f} MB); free some and run the same "
+                f"command again, it goes on after the {len(self.records)} whole shards"
+            ) from None
+        self.clear()
+
+    def write_index(self, complete: bool) -> None:
+        """Say in JSON what the folder holds and how far it reaches into the source."""
+        vocab_size = self.options.vocab_size
+        about = {"tokenizer": "gpt2", "vocab_size": vocab_size, "complete": complete, "settings": self.settings}
+        write_index(self.index, {**about, "shards": self.records})
+
+    def finish(self) -> None:
+        """Close the last, shorter shard. Raises UserError where nothing was left for training."""
+        if self.number == 0 and self.buffer:
+            raise UserError(
+                f"all {len(self.buffer) // 2:,} tokens of the source went to val; "
+                "hold out less with --val-tokens, or give more text"
+            )
+        if self.buffer:
+            self.close((self.document, self.inside))
+        if not self.records:
+            raise UserError(f"the source {self.options.source} holds no text; nothing was written")
+        self.write_index(complete=True)
+
+
+def open_corpus(options: Options) -> Corpus:
+    """The source that the options name. Raises UserError where it can't be had."""
+    share = {"part": options.part, "parts": options.parts}
+    if options.source == "stdlib":
+        return corpus.stdlib(**share)
+    if options.source == "files":
+        return corpus.files(options.files, options.text_field, **share)
+    path = {"fineweb-edu": "HuggingFaceFW/fineweb-edu", "fineweb": "HuggingFaceFW/fineweb"}.get(options.source)
+    name = options.hf_name or ("sample-10BT" if path else None)
+    path = options.hf_path or path
+    if path is None:
+        raise UserError("--source hf needs a dataset, for example: --hf-path roneneldan/TinyStories")
+    return corpus.hub(path, name, options.split, options.text_field, **share)
+
+
+def check(options: Options, folder: Path) -> None:
+    """Raise UserError for values that can't be meant, before anything is read."""
+    if not 0 <= options.part < options.parts:
+        raise UserError(f"--part {options.part} of --parts {options.parts} is impossible; parts count from 0")
+    for name in ("shard_tokens", "val_tokens", "max_shards", "workers"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value} is too small; give at least 1")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise UserError(f"can't write to {folder} ({error.strerror}); name another folder with --out") from None
+
+
+def make_shards(options: Options, folder: Path) -> None:
+    """Read, tokenise, write: everything from the source to a finished folder of shards."""
+    encoding = get_encoding(options.vocab_size)
+    text = open_corpus(options)
+    writer = ShardWriter(options, folder, encoding, text.size // HELD_OUT if text.local and text.size else None)
+    if writer.resume():
+        print(f"{folder} is complete already: {len(writer.records)} shards")
+        return
+    first, _ = writer.kept
+    stream = pieces(text.read(first), first)
+    started, tokens_done = time.perf_counter(), 0
+    bar = tqdm(total=text.size, unit="B", unit_scale=True, desc=str(folder), disable=None)
+    for batch in tokenized(encoding, stream, options.workers or available_cores()):
+        for piece, tokens in batch:
+            before = len(writer.records)
+            writer.add(piece, tokens)
+            tokens_done += len(tokens)
+            for record in writer.records[before:]:
+                tqdm.write(f"{record['name']}: {record['tokens']:,} tokens, {record['bytes'] / 1e6:.1f} MB of text")
+            bar.update(int(writer.sizes[tokens].sum()))
+        speed = tokens_done / (time.perf_counter() - started)
+        bar.set_postfix_str(f"{batch[-1][0].document + 1:,} documents, {speed / 1e6:.2f} M tokens/s", refresh=False)
+        if writer.full:
+            break
+    bar.close()
+    if not writer.full:
+        writer.finish()
+    seconds = time.perf_counter() - started
+    print(
+        f"{folder}: {sum(r['tokens'] for r in writer.records):,} tokens in {len(writer.records)} shards, "
+        f"{tokens_done:,} of them in {seconds:.1f} s ({tokens_done / seconds / 1e6:.2f} M tokens/s)"
+    )
+
+
+def download_pretokenized(options: Options, folder: Path) -> None:
+    """Fetch FineWeb-10B as GPT-2 tokens from the hub: one val shard and `--max-shards` (103) train shards of .bin."""
+    from huggingface_hub import hf_hub_download
+
+    repository = options.hf_path or PRETOKENIZED
+    corpus.check_hub(repository)
+    names = [f"fineweb_train_{i:06d}.bin" for i in range(1, 1 + (options.max_shards or PRETOKENIZED_SHARDS))]
+    names = ["fineweb_val_000000.bin", *names]
+    mine = names[options.part :: options.parts]
+    for name in tqdm(mine, unit="shard", desc=str(folder), disable=None):
+        hf_hub_download(repository, name, repo_type="dataset", local_dir=folder)  # resumes, and keeps what is whole
+        open_shard(folder / name)
+    print(f"{folder}: {len(mine)} shards from {repository}")
+
+
+def main() -> None:
+    options = tyro.cli(Options, description=__doc__)
+    folder = options.out or Path("data", options.source)
+    check(options, folder)
+    if options.source == "pretokenized":
+        download_pretokenized(options, folder)
+    else:
+        make_shards(options, folder)
+
+
+if __name__ == "__main__":
+    run_command(main)

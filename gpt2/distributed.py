@@ -1,0 +1,198 @@
+"""Processes, devices, precision, and the wrappers that make a model train on several of them.
+
+Holds:    `Processes`, `start`, `wrap`, `accumulating`, `choose_precision`, `autocast`, `choose_micro_batch`.
+Built in: notebooks 07 and 09.
+Imports:  torch, gpt2.errors, gpt2.machine.
+
+Every function works alike in one plain process and in many under torchrun.
+"""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from gpt2.errors import UserError
+from gpt2.machine import available_cores, free_memory
+
+BACKENDS = {"cuda": "nccl", "cpu": "gloo", "mps": "gloo"}
+SPARE_MEMORY = 0.1  # of a device, left free by `choose_micro_batch`
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among the others of a run."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes logs and files."""
+        return self.rank == 0
+
+    def sum(self, *values: float | Tensor) -> list[float]:
+        """Each value added up over all processes, in float64 where the device has it."""
+        return self._reduce(values, dist.ReduceOp.SUM)
+
+    def mean(self, *values: float | Tensor) -> list[float]:
+        """Each value's mean over all processes."""
+        return [total / self.world_size for total in self.sum(*values)]
+
+    def min(self, *values: float | Tensor) -> list[float]:
+        """Each value's minimum over all processes."""
+        return self._reduce(values, dist.ReduceOp.MIN)
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def _reduce(self, values: tuple[float | Tensor, ...], operation: dist.ReduceOp.RedOpType) -> list[float]:
+        if self.world_size == 1:
+            return [float(value) for value in values]
+        device = self.device if self.device.type == "cuda" else torch.device("cpu")
+        together = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device) for v in values])
+        dist.all_reduce(together, operation)
+        return together.tolist()
+
+
+def choose_device(wanted: str = "auto") -> torch.device:
+    """The device type of this machine, or the wanted one. Raises UserError where it isn't there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        wanted = next(name for name, available in there.items() if available)
+    if not there[wanted]:
+        have = ", ".join(name for name, available in there.items() if available)
+        raise UserError(f"--system.device {wanted} is not on this machine; it has {have}")
+    return torch.device(wanted)
+
+
+def start(device: str = "auto") -> Processes:
+    """Join the processes that torchrun started, or be the only one; pick this process's device.
+
+    Raises UserError where the device isn't there, or a machine has more processes than GPUs.
+    """
+    rank, local_rank, world_size = (int(os.environ.get(n, d)) for n, d in _TORCHRUN)
+    chosen = choose_device(device)
+    if chosen.type == "cuda":
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"process {local_rank} of this machine has no GPU: it has {torch.cuda.device_count()}; "
+                f"start torchrun with --nproc_per_node={torch.cuda.device_count()}"
+            )
+        chosen = torch.device("cuda", local_rank)
+        torch.cuda.set_device(chosen)
+        torch.set_float32_matmul_precision("high")  # TF32 for what is left in fp32
+    elif chosen.type == "cpu":  # torchrun allows each process one core; share all of them instead
+        torch.set_num_threads(max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    if world_size > 1 and not dist.is_initialized():
+        dist.init_process_group(BACKENDS[chosen.type], device_id=chosen if chosen.type == "cuda" else None)
+    return Processes(rank, local_rank, world_size, chosen)
+
+
+_TORCHRUN = (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"))
+
+
+def stop() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def wrap(model: nn.Module, processes: Processes) -> nn.Module:
+    """DistributedDataParallel around the model where there is more than one process."""
+    if processes.world_size == 1:
+        return model
+    devices = [processes.local_rank] if processes.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+
+
+def accumulating(model: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
+    """Around the forward *and* backward of a micro-step: gradients are summed over processes only after the last.
+
+    DDP reads the switch in forward too; one that is set between forward and backward loses other ranks' gradients.
+    """
+    if last or not isinstance(model, DistributedDataParallel):
+        return contextlib.nullcontext()
+    return model.no_sync()
+
+
+def choose_precision(device: torch.device, wanted: str = "auto") -> str:
+    """`bf16`, `fp16` or `fp32`: what the hardware multiplies fastest without losing the run.
+
+    bf16 on CUDA from Ampere on and on CPUs with matrix units or vector instructions for it; fp16 (with a gradient
+    scaler) on older CUDA; else fp32.
+    """
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device.type == "cpu":
+        return "bf16" if torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported() else "fp32"
+    return "fp32"
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Matrix products in `precision`; weights, sums and losses stay fp32."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+
+
+def choose_compile(device: torch.device, wanted: str, flops: float) -> bool:
+    """Whether to compile: as wanted, or where the tools are there and `flops` of the whole run are worth a minute.
+
+    Compiling takes half a minute to two; it gains a fifth on a CPU and half on a GPU.
+    """
+    if wanted != "auto":
+        return wanted == "on"
+    if device.type == "cuda":
+        return flops > 1e16 and torch.cuda.get_device_capability(device) >= (7, 0)
+    return device.type == "cpu" and flops > 1e14 and shutil.which("g++") is not None
+
+
+def choose_micro_batch(
+    attempt: Callable[[int], None], sequences: int, sequence_bytes: int, processes: Processes
+) -> int:
+    """The largest power of two dividing a process's `sequences` a step with which `attempt(micro_batch)` fits.
+
+    On CUDA each size is tried, and must leave a tenth of the memory free; elsewhere `sequence_bytes`, an estimate of
+    what one sequence takes, is compared with half of the free memory. All processes agree on the smallest answer.
+    Raises UserError where not even one sequence fits.
+    """
+    best = 0
+    candidates = [2**i for i in range(20) if sequences % 2**i == 0]
+    if processes.device.type == "cuda":
+        for size in candidates:
+            if not _fits(attempt, size, processes.device):
+                break
+            best = size
+    else:
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        best = max((c for c in candidates if c * sequence_bytes <= free_memory() / 2 / local), default=0)
+    best = int(processes.min(best)[0])
+    if not best:
+        raise UserError("not even one sequence fits into memory; choose a smaller --model.init or --model.block-size")
+    return best
+
+
+def _fits(attempt: Callable[[int], None], size: int, device: torch.device) -> bool:
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    try:
+        attempt(size)
+        torch.cuda.synchronize(device)
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(device).total_memory
+    return torch.cuda.max_memory_reserved(device) < (1 - SPARE_MEMORY) * total

@@ -1,0 +1,33 @@
+"""What this machine has to give: cores, memory, a name.
+
+Holds:    `available_cores`, `free_memory`, `processor_name`.
+Imports:  the standard library.
+"""
+
+import os
+import platform
+import re
+
+
+def available_cores() -> int:
+    """Cores that this process may use (fewer than the machine's in a container or a Slurm job)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_memory() -> float:
+    """Bytes of main memory that can be taken without swapping; 8 GiB where the system doesn't say."""
+    found = re.search(r"MemAvailable: +(\d+) kB", _read("/proc/meminfo"))
+    return int(found[1]) * 1024.0 if found else 8.0 * 2**30
+
+
+def processor_name() -> str:
+    """The CPU's name as the system gives it."""
+    found = re.search(r"model name\s*: (.+)", _read("/proc/cpuinfo"))
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def _read(path: str) -> str:
+    if not os.path.exists(path):
+        return ""
+    with open(path) as file:
+        return file.read()

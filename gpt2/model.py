@@ -1,0 +1,373 @@
+"""GPT-2 as published, and nothing else.
+
+Holds:    the network, its initialisation, its key-value cache, its loss, and the Hugging Face folder layout.
+Built in: notebooks 02 (attention), 03 (the model), 04 (the cache), 05 (loss and initialisation).
+Imports:  torch alone (safetensors and huggingface_hub only inside the functions that read and write files).
+
+Parameter names are those of Hugging Face's `GPT2LMHeadModel`, so the keys of a checkpoint read alike.
+Precision, compilation and parallelism wrap this model from outside; see `gpt2/distributed.py`.
+
+Shapes in comments: B sequences, T positions, C = n_embd channels, H heads of D = C / H channels, V tokens.
+Source: Radford et al., "Language Models are Unsupervised Multitask Learners" (2019), and OpenAI's released code.
+"""
+
+import json
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+# depth → (n_embd, n_head), the family of descriptors dN; 12, 24, 36 and 48 are the four published sizes
+DEPTHS = {
+    6: (384, 6),
+    12: (768, 12),
+    24: (1024, 16),
+    36: (1280, 20),
+    48: (1600, 25),
+    60: (1920, 30),
+    72: (2880, 30),
+    84: (3456, 36),
+}
+CHUNK_LOGITS = 2**28  # 1 GiB of fp32 logits
+
+PUBLISHED = {"gpt2": "d12", "gpt2-medium": "d24", "gpt2-large": "d36", "gpt2-xl": "d48"}
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The size of a GPT-2. `vocab_size` is the tokenizer's; the model pads it inside."""
+
+    block_size: int = 1024  # the longest sequence: rows of the position table
+    vocab_size: int = 50257
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}")
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the token table: `vocab_size` rounded up to 64, which matrix units like (50,257 → 50,304)."""
+        return -(-self.vocab_size // 64) * 64
+
+    @classmethod
+    def from_descriptor(cls, descriptor: str, **overrides: int) -> "GPTConfig":
+        """`d12` or `gpt2-xl` → that configuration with `overrides` applied; ValueError for an unknown name."""
+        depths = {f"d{depth}": (depth, *size) for depth, size in DEPTHS.items()}
+        name = PUBLISHED.get(descriptor, descriptor)
+        if name not in depths:
+            raise ValueError(f"unknown model {descriptor!r}; known: {', '.join([*depths, *PUBLISHED])}")
+        n_layer, n_embd, n_head = depths[name]
+        return replace(cls(n_layer=n_layer, n_embd=n_embd, n_head=n_head), **overrides)
+
+
+class KVCache:
+    """Keys and values of the positions seen so far, for one batch of sequences of equal length.
+
+    `k` and `v` hold one (B, H, length, D) tensor a layer; `position` counts the filled positions.
+    """
+
+    def __init__(self, config: GPTConfig, batch: int, length: int, device: torch.device, dtype: torch.dtype):
+        shape = (batch, config.n_head, length, config.n_embd // config.n_head)
+        self.k = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.v = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.length = length
+        self.position = 0
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the new (B, H, T, D) keys and values of one layer; return all up to and including them."""
+        end = self.position + k.size(2)
+        self.k[layer][:, :, self.position : end] = k
+        self.v[layer][:, :, self.position : end] = v
+        return self.k[layer][:, :, :end], self.v[layer][:, :, :end]
+
+
+def gelu(x: Tensor) -> Tensor:
+    """The tanh form of GELU, as published: x/2 · (1 + tanh(z)) with z = sqrt(2/π) · (x + 0.044715 x³).
+
+    It is written as x · sigmoid(2z), the same function, where a compiler makes CPU code of it: 2.5 × faster there.
+    """
+    if x.device.type == "cpu" and torch.compiler.is_compiling():
+        return x * torch.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))
+    return F.gelu(x, approximate="tanh")
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """Scaled dot-product attention: queries (B, H, T, D), keys and values (B, H, S, D) → (B, H, T, D).
+
+    `mask` (T, S) is True where a query may look; `causal` stands for the lower triangle. Fused by torch, but for
+    short sequences trained on a CPU, where the plain formula took half the time at T 256 and an eighth at T 64.
+    """
+    T, S = q.size(2), k.size(2)
+    if q.device.type != "cpu" or not q.requires_grad or T > 512:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+    if causal:
+        mask = torch.ones(T, S, dtype=torch.bool).tril()
+    scores = (q / math.sqrt(q.size(-1))) @ k.transpose(-2, -1)  # (B, H, T, S)
+    if mask is not None:
+        scores = scores + torch.zeros(T, S, dtype=q.dtype).masked_fill(~mask, float("-inf"))
+    return scores.softmax(-1) @ v
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head attention in which position t sees positions 0 … t."""
+
+    def __init__(self, config: GPTConfig, layer: int):
+        super().__init__()
+        self.layer = layer
+        self.n_head = config.n_head
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # q, k and v of all heads in one product
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        """(B, T, C) → (B, T, C)."""
+        B, T, C = x.shape
+        heads = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
+        q, k, v = heads.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
+        if cache is None or cache.position == 0:
+            mask, causal = None, True
+        else:  # T new positions after `position` old ones: the mask's diagonal is shifted; one position sees all
+            mask, causal = None, False
+            if T > 1:
+                mask = torch.ones(T, cache.position + T, dtype=torch.bool, device=x.device).tril(cache.position)
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)
+        y = attend(q, k, v, mask, causal)  # (B, H, T, D)
+        return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+
+
+class MLP(nn.Module):
+    """Two linear maps around the tanh form of GELU, four times as wide inside."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) → (B, T, C)."""
+        return self.c_proj(gelu(self.c_fc(x)))
+
+
+class Block(nn.Module):
+    """One layer: attention, then MLP, each reading a normalised copy of the residual stream and adding to it."""
+
+    def __init__(self, config: GPTConfig, layer: int):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd)
+        self.attn = CausalSelfAttention(config, layer)
+        self.ln_2 = nn.LayerNorm(config.n_embd)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        """(B, T, C) → (B, T, C)."""
+        x = x + self.attn(self.ln_1(x), cache)
+        return x + self.mlp(self.ln_2(x))
+
+
+class Transformer(nn.Module):
+    """The parts of the network under their published names: token and position tables, blocks, last norm."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd)
+
+
+class GPT(nn.Module):
+    """The GPT-2 language model. The output head is the token table again, so it has no parameters of its own."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.config = config
+        self.transformer = Transformer(config)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Normal(0, 0.02), biases zero; projections into the residual stream smaller by sqrt(2 · n_layer).
+
+        2 · n_layer of them add up in the residual stream, so this keeps its variance near one layer's.
+        """
+        for name, p in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(p)
+            elif p.dim() >= 2:
+                residual = name.endswith("c_proj.weight")
+                nn.init.normal_(p, std=0.02 / math.sqrt(2 * self.config.n_layer) if residual else 0.02)
+
+    def num_params(self) -> int:
+        """Parameters of the published model: the padding rows of the token table are not counted."""
+        padding = (self.config.padded_vocab_size - self.config.vocab_size) * self.config.n_embd
+        return sum(p.numel() for p in self.parameters()) - padding
+
+    def new_cache(self, batch: int, length: int | None = None) -> KVCache:
+        """An empty key-value cache for `batch` sequences of up to `length` (default: block_size) positions."""
+        weight = self.transformer.wte.weight
+        return KVCache(self.config, batch, length or self.config.block_size, weight.device, weight.dtype)
+
+    def hidden(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Tokens (B, T) → final, normalised residual stream (B, T, C). With a cache, `idx` continues it."""
+        start = 0 if cache is None else cache.position
+        end = start + idx.size(1)
+        if end > self.config.block_size:
+            raise ValueError(f"{end} positions are more than block_size {self.config.block_size}")
+        positions = torch.arange(start, end, device=idx.device)
+        x = self.transformer.wte(idx) + self.transformer.wpe(positions)  # (B, T, C) + (T, C)
+        for block in self.transformer.h:
+            x = block(x, cache)
+        if cache is not None:
+            cache.position = end
+        return self.transformer.ln_f(x)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Final residual stream (…, C) → logits (…, V), without the padding rows."""
+        return F.linear(x, self.transformer.wte.weight)[..., : self.config.vocab_size]
+
+    def forward(
+        self, idx: Tensor, targets: Tensor | None = None, cache: KVCache | None = None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Tokens (B, T) → (logits (B, T, V), None); with targets (B, T) → (None, mean loss in nats per token).
+
+        The loss is taken without ever holding all logits, so there are none to return beside it.
+        Targets of -100 are left out of the mean. ValueError if T is more than block_size.
+        """
+        x = self.hidden(idx, cache)
+        if targets is None:
+            return self.logits(x), None
+        weight = self.transformer.wte.weight
+        return None, linear_cross_entropy(x.flatten(0, 1), weight, targets.flatten(), self.config.vocab_size)
+
+    @classmethod
+    def from_pretrained(cls, name: str) -> "GPT":
+        """A model from a local folder in the Hugging Face layout, or from the hub by name (`gpt2`, `gpt2-xl`, …).
+
+        Raises FileNotFoundError where neither can be had, ValueError where the folder holds another architecture.
+        """
+        from safetensors.torch import load_file
+
+        folder = Path(name)
+        if not folder.is_dir():
+            folder = _download(name)
+        published = json.loads((folder / "config.json").read_text())
+        if published.get("model_type") != "gpt2":
+            raise ValueError(f"{name} holds a {published.get('model_type')!r} model, not 'gpt2'")
+        names = {"block_size": "n_positions"}
+        config = GPTConfig(**{key: published[names.get(key, key)] for key in GPTConfig.__dataclass_fields__})
+        with torch.device("meta"):
+            model = cls(config)
+        model.load_published(load_file(folder / "model.safetensors"))
+        return model
+
+    def load_published(self, tensors: dict[str, Tensor]) -> None:
+        """Take over weights under their published names and shapes (see `published_state`)."""
+        own = {}
+        for key, p in self.state_dict().items():
+            tensor = tensors.get(key, tensors.get(key.removeprefix("transformer.")))
+            if tensor is None:
+                raise ValueError(f"the weights have no tensor {key!r}")
+            tensor = tensor.t() if _is_conv1d(key) else tensor
+            if key == "transformer.wte.weight":
+                tensor = F.pad(tensor, (0, 0, 0, p.size(0) - tensor.size(0)))
+            own[key] = tensor.contiguous().float()
+        self.load_state_dict(own, assign=True)
+        self.requires_grad_(True)
+
+    def published_state(self) -> dict[str, Tensor]:
+        """Weights as Hugging Face stores them: Linear weights transposed (Conv1D), the token table unpadded."""
+        state = {key: p.detach().cpu() for key, p in self.state_dict().items()}
+        state["transformer.wte.weight"] = state["transformer.wte.weight"][: self.config.vocab_size]
+        return {key: (p.t() if _is_conv1d(key) else p).contiguous() for key, p in state.items()}
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `model.safetensors` and `config.json`; `transformers` opens the folder unchanged.
+
+        Each file is written beside its place, synced and renamed, so an interrupted save harms no older one.
+        """
+        from safetensors.torch import save
+
+        from gpt2.files import write_whole
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {
+            "model_type": "gpt2",
+            "architectures": ["GPT2LMHeadModel"],
+            "activation_function": "gelu_new",
+            "layer_norm_epsilon": 1e-5,
+            "tie_word_embeddings": True,
+            "n_positions": self.config.block_size,
+            "vocab_size": self.config.vocab_size,
+            "n_layer": self.config.n_layer,
+            "n_head": self.config.n_head,
+            "n_embd": self.config.n_embd,
+            "bos_token_id": self.config.vocab_size - 1,
+            "eos_token_id": self.config.vocab_size - 1,
+            **dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0),
+        }
+        write_whole(folder / "model.safetensors", save(self.published_state(), metadata={"format": "pt"}))
+        write_whole(folder / "config.json", json.dumps(config, indent=2).encode() + b"\n")
+
+
+def _is_conv1d(key: str) -> bool:
+    """Whether the published GPT-2 keeps this tensor as (in, out), the transpose of a Linear's (out, in)."""
+    return key.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))
+
+
+def _download(name: str) -> Path:
+    """Fetch a published model from the hub; FileNotFoundError says how to do without."""
+    from huggingface_hub import snapshot_download
+
+    repository = f"openai-community/{name}" if name in PUBLISHED else name
+    try:
+        return Path(snapshot_download(repository, allow_patterns=["config.json", "model.safetensors"]))
+    except Exception as error:  # the hub's errors have no common base: offline, unknown name, no permission
+        raise FileNotFoundError(
+            f"no model folder {name!r} here and none could be fetched from the hub ({type(error).__name__}); "
+            "give a folder that save_pretrained wrote, or connect to the internet"
+        ) from error
+
+
+def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
+    """Mean cross-entropy in nats of targets (N,) under the logits x (N, C) @ weight (rows, C)ᵀ.
+
+    Rows past `vocab_size` are padding and get no probability. Targets of -100 do not count.
+    Where the logits are small, or a compiler fuses the plain formula, that is what runs. Otherwise only a chunk of
+    them exists at a time: by `F.linear_cross_entropy` (torch 2.13) for fp32 on CUDA, else by `chunked_cross_entropy`.
+    Torch's function is not used in bf16, where it returns the loss rounded to bf16 (10.81 for 10.97), nor on CPU,
+    where it took 3.5 × the plain formula's time at 1,024 × 50,304 logits (torch 2.13).
+    """
+    if x.size(0) * weight.size(0) <= CHUNK_LOGITS or torch.compiler.is_compiling():
+        return F.cross_entropy(F.linear(x, weight)[:, :vocab_size].float(), targets)
+    autocast = torch.is_autocast_enabled(x.device.type)
+    if hasattr(F, "linear_cross_entropy") and x.device.type == "cuda" and x.dtype == torch.float32 and not autocast:
+        padding = torch.zeros(weight.size(0), device=x.device)
+        padding[vocab_size:] = float("-inf")
+        options = nn.LinearCrossEntropyOptions()
+        return F.linear_cross_entropy(x, weight, targets, linear_bias=padding, options=options)
+    return chunked_cross_entropy(x, weight, targets, vocab_size)
+
+
+def chunked_cross_entropy(
+    x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, chunk_logits: int = CHUNK_LOGITS
+) -> Tensor:
+    """As `linear_cross_entropy`, holding at most `chunk_logits` logits at a time: backward computes them again."""
+
+    def loss_sum(x: Tensor, targets: Tensor) -> Tensor:
+        logits = F.linear(x, weight)[:, :vocab_size].float()
+        return F.cross_entropy(logits, targets, reduction="sum")
+
+    rows = max(1, chunk_logits // weight.size(0))
+    chunks = zip(x.split(rows), targets.split(rows), strict=True)
+    total = torch.stack([checkpoint(loss_sum, *chunk, use_reentrant=False) for chunk in chunks]).sum()
+    return total / (targets != -100).sum()
