@@ -11,7 +11,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 DEMO := runs/demo
-WORDS := data/stdlib-1024
+WORDS := data/stdlib-2048
 
 .PHONY: demo test lab lint clean
 .DEFAULT_GOAL := demo
@@ -23,7 +23,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(READY)
-	$(BIN)/python fineweb.py --source stdlib --vocab-size 1024 --out $(WORDS)
+	$(BIN)/python fineweb.py --source stdlib --vocab-size 2048 --out $(WORDS)
 	$(BIN)/torchrun --standalone --nproc_per_node=2 train_gpt2.py demo --log.overwrite
 	$(BIN)/python -m gpt2.plot $(DEMO)/log.txt -o $(DEMO)/loss.png
 	$(BIN)/python -m gpt2.generate $(DEMO) --prompt 'def ' --tokens 120

@@ -1,7 +1,7 @@
 """Text → token shards.
 
     python fineweb.py                                  FineWeb-Edu 10B, 100 shards of 100 M tokens
-    python fineweb.py --source stdlib --vocab-size 1024   the Python standard library: no network needed
+    python fineweb.py --source stdlib --vocab-size 2048   the Python standard library: no network needed
     python fineweb.py --source files --files 'books/*.txt' notes.jsonl.gz
 
 Documents are read in the source's order, each is headed by `<|endoftext|>`, and the tokens are cut into shards of
@@ -11,6 +11,9 @@ how far each shard reached into the source, so the same command after an interru
 
 import errno
 import json
+import math
+import re
+import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -33,7 +36,10 @@ from gpt2.tokenizer import get_encoding, token_bytes
 
 BATCH_CHARACTERS = 2**18  # a worker's task: enough text to forget the cost of handing it over
 HELD_OUT = 20  # of a local corpus, one part in so many goes to val
-NOT_IN_THE_DATA = ("out", "workers", "max_shards")  # options that an interrupted run may change
+NOT_IN_THE_DATA = ("out", "workers", "max_shards", "part")  # options in which runs into one folder may differ
+# the last place of a stretch where white space follows something else (Python counts U+001C … U+001F as white space,
+# GPT-2's pattern doesn't, so the white space is one of a few on which both agree)
+LAST_CUT = re.compile(r".*\S(?=[ \n\t\r\u3000])", re.DOTALL)
 PRETOKENIZED, PRETOKENIZED_SHARDS = "kjj0/fineweb10B-gpt2", 103
 
 
@@ -58,8 +64,8 @@ class Options:
     """npy as build-nanogpt, bin as llm.c and modded-nanogpt."""
     shard_tokens: int = 100_000_000
     val_tokens: int | None = None
-    """Hold out the first documents until they have so many tokens [one shard; files, stdlib: a twentieth of the
-    text]."""
+    """Hold out the first documents until they have so many tokens [one shard; files, stdlib: a twentieth of the text,
+    and no more than a shard]."""
     max_shards: int | None = None
     """Stop after so many train shards."""
     workers: int | None = None
@@ -90,11 +96,8 @@ def pieces(documents: Iterator[str], first: int) -> Iterator[Piece]:
         start = 0
         while start < len(text):
             end = start + BATCH_CHARACTERS
-            if end < len(text):
-                space = max(text.rfind(" ", start + 1, end), text.rfind("\n", start + 1, end))
-                while space > start and text[space - 1].isspace():
-                    space -= 1
-                end = space if space > start else end
+            if end < len(text) and (cut := LAST_CUT.match(text, start, end)):
+                end = cut.end()
             yield Piece(number, start == 0, text[start:end])
             start = end
 
@@ -102,11 +105,13 @@ def pieces(documents: Iterator[str], first: int) -> Iterator[Piece]:
 def batches(stream: Iterator[Piece]) -> Iterator[list[Piece]]:
     """Group pieces until a batch has BATCH_CHARACTERS characters."""
     batch: list[Piece] = []
+    characters = 0
     for piece in stream:
         batch.append(piece)
-        if sum(len(p.text) for p in batch) >= BATCH_CHARACTERS:
+        characters += len(piece.text)
+        if characters >= BATCH_CHARACTERS:
             yield batch
-            batch = []
+            batch, characters = [], 0
     if batch:
         yield batch
 
@@ -145,11 +150,10 @@ def tokenized(
 class ShardWriter:
     """Fills one shard after the other and keeps the index. Shard 0 is `val`; part i of n writes i, i + n, …"""
 
-    def __init__(self, options: Options, folder: Path, encoding: tiktoken.Encoding, val_bytes: int | None):
-        """`val_bytes` limits `val` by bytes of text where --val-tokens doesn't limit it by tokens."""
+    def __init__(self, options: Options, folder: Path, encoding: tiktoken.Encoding):
         self.options, self.folder = options, folder
-        self.val_tokens = options.val_tokens or (None if val_bytes else options.shard_tokens)
-        self.val_bytes = val_bytes
+        self.val_tokens = options.val_tokens or options.shard_tokens  # `val` is full with so many,
+        self.val_bytes = math.inf  # or with so many bytes of text
         self.sizes = token_bytes(encoding)
         self.index = folder / ("index.json" if options.parts == 1 else f"index_{options.part}_of_{options.parts}.json")
         self.settings = json.loads(json.dumps({k: v for k, v in asdict(options).items() if k not in NOT_IN_THE_DATA}))
@@ -179,16 +183,17 @@ class ShardWriter:
 
         Raises UserError where the folder was made with other settings.
         """
+        for path in self.folder.glob("index*.json"):  # of every part
+            theirs = read_index(path).get("settings", {})
+            for name, value in self.settings.items():
+                if theirs.get(name) != value:
+                    raise UserError(
+                        f"{self.folder} holds shards made with {name} {theirs.get(name)}, not {value}; "
+                        "name another folder with --out, or delete this one"
+                    )
         if not self.index.exists():
             return False
         index = read_index(self.index)
-        theirs = index.get("settings", {})
-        for name, value in self.settings.items():
-            if theirs.get(name) != value:
-                raise UserError(
-                    f"{self.folder} holds shards made with {name} {theirs.get(name)}, not {value}; "
-                    "name another folder with --out, or delete this one"
-                )
         for record in index["shards"]:
             path = self.folder / record["name"]
             if not path.exists() or open_shard(path).tokens != record["tokens"]:
@@ -216,27 +221,18 @@ class ShardWriter:
                 self.close((self.document, self.inside))
 
     def _val_is_full(self) -> bool:
-        if self.val_tokens is not None:
-            return len(self.buffer) // 2 >= self.val_tokens
-        return self.bytes >= (self.val_bytes or 0) > 0
+        tokens = len(self.buffer) // 2
+        return tokens >= self.val_tokens or (tokens > 0 and self.bytes >= self.val_bytes)
 
     def close(self, reached: tuple[int, int]) -> None:
-        """Write the shard, then the index. Raises UserError on a full disk; whole shards stay."""
+        """Write the shard, then the index that names it. Raises OSError, e.g. on a full disk; whole shards stay."""
         split = "val" if self.number == 0 else "train"
         path = self.folder / f"{split}_{self.number:06d}.{self.options.format}"
         tokens = np.frombuffer(self.buffer, dtype=np.uint16)
-        try:
-            write_shard(path, tokens)
-            record = {"name": path.name, "split": split, "tokens": len(tokens), "bytes": self.bytes}
-            self.records.append({**record, "sha256": sha256_of(path), "reached": reached})
-            self.write_index(complete=False)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise UserError(
-                f"the disk is full: no room for {path} ({2 * len(tokens) / 1e6:.0f} MB); free some and run the same "
-                f"command again, it goes on after the {len(self.records)} whole shards"
-            ) from None
+        write_shard(path, tokens)
+        record = {"name": path.name, "split": split, "tokens": len(tokens), "bytes": self.bytes}
+        self.records.append({**record, "sha256": sha256_of(path), "reached": reached})
+        self.write_index(complete=False)
         self.clear()
 
     def write_index(self, complete: bool) -> None:
@@ -284,8 +280,7 @@ def check(options: Options, folder: Path) -> None:
             raise UserError(f"--{name.replace('_', '-')} {value} is too small; give at least 1")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").touch()
-        (folder / ".writable").unlink()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise UserError(f"can't write to {folder} ({error.strerror}); name another folder with --out") from None
 
@@ -293,15 +288,18 @@ def check(options: Options, folder: Path) -> None:
 def make_shards(options: Options, folder: Path) -> None:
     """Read, tokenise, write: everything from the source to a finished folder of shards."""
     encoding = get_encoding(options.vocab_size)
-    text = open_corpus(options)
-    writer = ShardWriter(options, folder, encoding, text.size // HELD_OUT if text.local and text.size else None)
-    if writer.resume():
+    writer = ShardWriter(options, folder, encoding)
+    if writer.resume() or writer.full:
         print(f"{folder} is complete already: {len(writer.records)} shards")
         return
+    text = open_corpus(options)
+    if text.local and text.size is not None and options.val_tokens is None:
+        writer.val_bytes = text.size // HELD_OUT
     first, _ = writer.kept
     stream = pieces(text.read(first), first)
     started, tokens_done = time.perf_counter(), 0
-    bar = tqdm(total=text.size, unit="B", unit_scale=True, desc=str(folder), disable=None)
+    done = sum(record["bytes"] for record in writer.records)
+    bar = tqdm(total=text.size, initial=done, unit="B", unit_scale=True, desc=str(folder), disable=None)
     for batch in tokenized(encoding, stream, options.workers or available_cores()):
         for piece, tokens in batch:
             before = len(writer.records)
@@ -343,10 +341,15 @@ def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     folder = options.out or Path("data", options.source)
     check(options, folder)
-    if options.source == "pretokenized":
-        download_pretokenized(options, folder)
-    else:
-        make_shards(options, folder)
+    try:
+        (download_pretokenized if options.source == "pretokenized" else make_shards)(options, folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"the disk is full, {folder} keeps its whole shards; free some room and run the same command again, "
+            "it goes on after the last of them"
+        ) from None
 
 
 if __name__ == "__main__":

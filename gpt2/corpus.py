@@ -2,11 +2,13 @@
 
 Holds:    `Corpus` and one function a source: `stdlib`, `files`, `hub`.
 Built in: notebook 10.
-Imports:  gpt2.errors; datasets, huggingface_hub, pyarrow and fsspec only in the sources that need them.
+Imports:  gpt2.errors; datasets, huggingface_hub and pyarrow only in the sources that need them.
 """
 
 import glob
+import gzip
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -21,7 +23,7 @@ from gpt2.errors import UserError
 PLAIN = (".txt", ".md", ".py")
 STDLIB_LEAVES_OUT = {
     *("test", "tests", "idle_test", "__pycache__", "site-packages", "dist-packages"),  # not library text
-    *("encodings", "pydoc_data", "_sysconfigdata", "entities.py", "turtledemo"),  # generated tables, demonstrations
+    *("encodings", "pydoc_data", "msilib", "entities.py", "turtledemo"),  # generated tables, demonstrations
 }
 NETWORK_TIMEOUT = 5.0  # s
 
@@ -48,7 +50,7 @@ def stdlib(part: int = 0, parts: int = 1) -> Corpus:
 def files(patterns: tuple[str, ...], text_field: str = "text", part: int = 0, parts: int = 1) -> Corpus:
     """Local files by glob patterns: .txt .md .py (a document a file), .jsonl .json .parquet, each also .gz or .zst.
 
-    A single plain file is cut in two at a line end after its first twentieth, so that some of it can be held out.
+    A single plain file is cut in two after its first twentieth, so that some of it can be held out.
     Raises UserError where nothing matches or a kind of file can't be read.
     """
     if not patterns:
@@ -68,10 +70,7 @@ def _local(paths: list[Path], root: Path, text_field: str, part: int, parts: int
     paths = sorted(paths, key=lambda p: hashlib.sha256(p.relative_to(root).as_posix().encode()).digest())
 
     def read(skip: int) -> Iterator[str]:
-        if len(paths) == 1 and _kind(paths[0]) in PLAIN:
-            documents = iter(_cut(_plain(paths[0])))
-        else:
-            documents = itertools.chain.from_iterable(_documents(path, text_field) for path in paths)
+        documents = itertools.chain.from_iterable(_documents(path, text_field, len(paths) == 1) for path in paths)
         return itertools.islice(documents, part + skip * parts, None, parts)
 
     return Corpus(read, sum(path.stat().st_size for path in paths) // parts, local=True)
@@ -83,46 +82,70 @@ def _kind(path: Path) -> str:
 
 
 def _open(path: Path) -> Any:
-    import fsspec  # comes with datasets; reads .gz, and .zst where the package zstandard is installed
+    if path.suffix == ".gz":
+        return gzip.open(path)
+    if path.suffix == ".zst":
+        import pyarrow  # comes with datasets; unlike zstandard's own reader it tells a cut file from a whole one
 
-    return fsspec.open(str(path), "rb", compression="infer").open()
-
-
-def _plain(path: Path) -> str:
-    with _open(path) as file:
-        return file.read().decode("utf-8", errors="replace")  # a bad byte becomes U+FFFD
-
-
-def _cut(text: str) -> list[str]:
-    end = text.find("\n", len(text) // 20) + 1
-    return [text[:end], text[end:]] if 0 < end < len(text) else [text]
+        return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
+    return path.open("rb")
 
 
-def _documents(path: Path, text_field: str) -> Iterator[str]:
+def _cut(content: bytes) -> list[bytes]:
+    """The first twentieth up to a line end, else to a space, else to a whole character; and the rest."""
+    twentieth = len(content) // 20
+    end = content.find(b"\n", twentieth, -1) + 1 or content.find(b" ", twentieth, -1) + 1 or twentieth
+    while 0 < end < len(content) and content[end] & 0xC0 == 0x80:  # inside a character of UTF-8
+        end += 1
+    return [content[:end], content[end:]]
+
+
+def _documents(path: Path, text_field: str, alone: bool) -> Iterator[str]:
     """The documents of one file, in order. Raises UserError where it can't be read or has no such field."""
     kind = _kind(path)
     try:
-        if kind in PLAIN:
-            yield _plain(path)
-        elif kind == ".parquet":
-            import pyarrow.parquet
-
-            with _open(path) as file:
-                for batch in pyarrow.parquet.ParquetFile(file).iter_batches(256, columns=[text_field]):
-                    yield from (text or "" for text in batch.column(text_field).to_pylist())
-        else:
-            with _open(path) as file:
-                records = _json_lines(file) if kind == ".jsonl" else json.loads(file.read().decode("utf-8", "replace"))
-                for record in records if not isinstance(records, dict) else [records]:
-                    yield record[text_field] or ""
-    except (KeyError, TypeError):
-        raise UserError(f"{path} has no field {text_field!r}; name the one that holds text with --text-field") from None
-    except (OSError, ValueError, EOFError) as error:  # pyarrow's errors are ValueErrors
-        raise UserError(f"can't read {path} ({error}); mend it or leave it out of --files") from None
+        with _open(path) as file:
+            if kind in PLAIN:
+                content = file.read()
+                for part in _cut(content) if alone else [content]:
+                    yield part.decode("utf-8", errors="replace")  # a bad byte becomes U+FFFD
+            else:
+                read = {".parquet": _parquet_rows, ".jsonl": _json_lines, ".json": _json_records}[kind]
+                yield from (_text(record, text_field, path) for record in read(file, text_field))
+    except UserError:
+        raise
+    except Exception as error:  # of the file system, gzip, JSON, Arrow: no common base
+        raise UserError(f"can't read {path} ({_first_line(error)}); mend it or leave it out of --files") from error
 
 
-def _json_lines(file: Any) -> Iterator[Any]:
+def _parquet_rows(file: Any, text_field: str) -> Iterator[Any]:
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.ParquetFile(file)
+    columns = [text_field] if text_field in table.schema_arrow.names else None
+    for batch in table.iter_batches(256, columns=columns):
+        yield from batch.to_pylist()
+
+
+def _json_lines(file: Any, _: str) -> Iterator[Any]:
     return (json.loads(line.decode("utf-8", "replace")) for line in file if line.strip())
+
+
+def _json_records(file: Any, _: str) -> list[Any]:
+    records = json.loads(file.read().decode("utf-8", "replace"))
+    return records if isinstance(records, list) else [records]
+
+
+def _text(record: Any, text_field: str, source: Path | str) -> str:
+    """The text in a record's field; a null is an empty document. Raises UserError where there is no text in it."""
+    fields = record if isinstance(record, dict) else {}
+    text = fields.get(text_field, 0)
+    if text is None or isinstance(text, str):
+        return text or ""
+    raise UserError(
+        f"{source} has no text in a field {text_field!r}; its fields are {', '.join(fields) or 'none'}: "
+        "name the one that holds text with --text-field"
+    )
 
 
 def hub(
@@ -142,21 +165,32 @@ def hub(
         dataset = load_dataset(path, name, split=split, streaming=True)
     except Exception as error:  # a library of many formats and as many errors, all about these four words
         raise UserError(
-            f"can't open dataset {path!r}, name {name!r}, split {split!r} ({str(error).splitlines()[0]}); "
+            f"can't open dataset {path!r}, name {name!r}, split {split!r} ({_first_line(error)}); "
             "check --hf-path, --hf-name and --split"
         ) from None
-    columns = dataset.column_names
-    if columns and text_field not in columns:
-        raise UserError(f"dataset {path!r} has no field {text_field!r} but {columns}; name one with --text-field")
     splits = dataset.info.splits or {}
     size = splits[split].num_bytes if split in splits else None
-    dataset = dataset.select_columns([text_field]) if columns else dataset
+    if text_field in (dataset.column_names or ()):
+        dataset = dataset.select_columns([text_field])
     mine = split_dataset_by_node(dataset, rank=part, world_size=parts) if parts > 1 else dataset
-    return Corpus(
-        lambda skip: (row[text_field] or "" for row in (mine.skip(skip) if skip else mine)),
-        size // parts if size else None,
-        local,
-    )
+
+    def read(skip: int) -> Iterator[str]:
+        try:
+            # not mine.skip(): datasets would skip first and deal out to the parts then, so that shares move
+            yield from (_text(row, text_field, path) for row in itertools.islice(mine, skip, None))
+        except UserError:
+            raise
+        except Exception as error:  # of the network or of any format
+            raise UserError(
+                f"dataset {path!r} can't be read on ({_first_line(error)}); "
+                "run the same command again, it goes on after the last whole shard"
+            ) from error
+
+    return Corpus(read, size // parts if size else None, local)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def check_hub(repository: str) -> None:

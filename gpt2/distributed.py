@@ -156,7 +156,7 @@ def choose_compile(device: torch.device, wanted: str, flops: float) -> bool:
         return wanted == "on"
     if device.type == "cuda":
         return flops > 1e16 and torch.cuda.get_device_capability(device) >= (7, 0)
-    return device.type == "cpu" and flops > 1e14 and shutil.which("g++") is not None
+    return device.type == "cpu" and flops > 1e13 and shutil.which("g++") is not None
 
 
 def choose_micro_batch(

@@ -68,15 +68,15 @@ class Sequences:
             for e in np.unique(epoch):
                 inside[epoch == e] = shuffled(inside[epoch == e], len(self), key=f"{self.seed} {e}")
         rows = np.empty((len(index), self.block_size + 1), dtype=np.uint16)
-        if self.seed is None and len(index) and epoch[0] == epoch[-1]:  # one stretch: one read
-            line = self._tokens(int(inside[0]) * self.block_size, int(inside[-1] + 1) * self.block_size + 1)
+        if np.array_equal(inside, np.arange(len(index)) + inside[:1]):  # one stretch: one read
+            line = self.line(int(inside[0]) * self.block_size, int(inside[-1] + 1) * self.block_size + 1)
             rows[:] = np.lib.stride_tricks.sliding_window_view(line, self.block_size + 1)[:: self.block_size]
         else:
             for row, i in zip(rows, inside.tolist(), strict=True):
-                row[:] = self._tokens(i * self.block_size, (i + 1) * self.block_size + 1)
+                row[:] = self.line(i * self.block_size, (i + 1) * self.block_size + 1)
         return rows
 
-    def _tokens(self, start: int, stop: int) -> np.ndarray:
+    def line(self, start: int, stop: int) -> np.ndarray:
         """Tokens [start, stop) of the line that all shards make."""
         parts = []
         shard = bisect.bisect_right(self.starts, start) - 1

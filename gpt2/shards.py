@@ -15,6 +15,7 @@ import json
 import re
 import sys
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,15 @@ def write_shard(path: str | Path, tokens: np.ndarray) -> None:
     """Write uint16 tokens (N,) as `.npy` or `.bin`, whole or not at all. Raises OSError, e.g. on a full disk."""
     tokens = np.ascontiguousarray(tokens, dtype=TOKEN)
     if Path(path).suffix == ".npy":
-        write_whole(path, lambda file: np.lib.format.write_array(file, tokens, allow_pickle=False))
+        head = BytesIO()
+        np.lib.format.write_array_header_1_0(head, np.lib.format.header_data_from_array_1_0(tokens))
+        header = head.getbuffer()
     else:
-        header = np.zeros(BIN_HEADER_INTS, dtype="<i4")
-        header[:3] = BIN_MAGIC, BIN_VERSION, len(tokens)
-        write_whole(path, lambda file: (file.write(header.data), file.write(tokens.data)))
+        ints = np.zeros(BIN_HEADER_INTS, dtype="<i4")
+        ints[:3] = BIN_MAGIC, BIN_VERSION, len(tokens)
+        header = ints.data
+    # np.save would report a disk that fills up halfway without its errno, so both formats are written from here
+    write_whole(path, lambda file: (file.write(header), file.write(tokens.data)))
 
 
 def open_shard(path: str | Path) -> Shard:
@@ -62,7 +67,7 @@ def open_shard(path: str | Path) -> Shard:
         with open(path, "rb") as file:
             offset, tokens = (_npy_header if path.suffix == ".npy" else _bin_header)(file)
         size = path.stat().st_size
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a damaged .npy header ends in numpy, ast or tokenize: no common base
         raise UserError(f"{path} is no token shard ({error}); make it again with fineweb.py") from None
     if size != offset + tokens * TOKEN.itemsize:
         kept = max(0, size - offset) // TOKEN.itemsize
@@ -138,9 +143,12 @@ def write_index(path: Path, index: dict[str, Any]) -> None:
 
 
 def read_index(path: Path) -> dict[str, Any]:
-    """Read what `write_index` wrote. Raises UserError where it isn't JSON."""
+    """Read what `write_index` wrote. Raises UserError where it is something else."""
     try:
-        return json.loads(path.read_text())
+        index = json.loads(path.read_text())
+        if not isinstance(index, dict) or "shards" not in index:
+            raise ValueError("it names no shards")
+        return index
     except ValueError as error:
         raise UserError(f"{path} is not a shard index ({error}); delete it and run fineweb.py again") from None
 

@@ -1,0 +1,139 @@
+"""Processes: sums and means, gradients that are synced once a step, and choices that the hardware decides."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, run_python
+from torch import nn
+
+from gpt2.distributed import (
+    Processes,
+    autocast,
+    choose_compile,
+    choose_device,
+    choose_micro_batch,
+    choose_precision,
+    wrap,
+)
+from gpt2.errors import UserError
+
+ONE = Processes(0, 0, 1, torch.device("cpu"))
+
+SCRIPT = """
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from gpt2.distributed import accumulating, start, stop, wrap
+
+processes = start("cpu")
+rank, world = processes.rank, processes.world_size
+assert processes.sum(rank + 1, torch.tensor(2.0)) == [3.0, 4.0]
+assert processes.mean(rank) == [0.5]
+assert processes.min(5 - rank) == [4.0]
+assert processes.is_first == (rank == 0)
+processes.barrier()
+
+torch.manual_seed(rank)  # different weights: wrapping makes them the first process's
+layer = torch.nn.Linear(3, 1)
+model = wrap(layer, processes)
+syncs = []
+model.register_comm_hook(None, lambda _, bucket: (
+    syncs.append(1), torch.distributed.all_reduce(bucket.buffer().div_(world), async_op=True).get_future()
+)[1].then(lambda f: f.value()[0]))
+data = torch.arange(24.0).view(world, 4, 3) / 24
+for i, x in enumerate(data[rank]):
+    with accumulating(model, last=i == 3):
+        (model(x).sum() / 4).backward()
+torch.manual_seed(0)
+alone = torch.nn.Linear(3, 1)
+alone(data.view(-1, 3)).mean().backward()
+torch.testing.assert_close(layer.weight.grad, alone.weight.grad)
+torch.testing.assert_close(layer.weight, alone.weight)
+assert len(syncs) == 1, syncs
+stop()
+print("good")
+"""
+
+
+def test_two_processes_reduce_and_sync_gradients_once_a_step(tmp_path: Path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    assert run_python(script, processes=2).stdout.count("good") == 2
+
+
+def test_one_plain_process_needs_no_group():
+    assert ONE.sum(1, torch.tensor(2.5)) == [1.0, 2.5]
+    assert ONE.mean(3) == [3.0]
+    ONE.barrier()
+    layer = nn.Linear(2, 2)
+    assert wrap(layer, ONE) is layer
+
+
+def test_precision_follows_the_hardware(monkeypatch):
+    cpu = torch.device("cpu")
+    for amx, avx, expected in ((True, False, "bf16"), (False, True, "bf16"), (False, False, "fp32")):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx=avx: avx)
+        assert choose_precision(cpu) == expected
+    for ampere, expected in ((True, "bf16"), (False, "fp16")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, a=ampere: a)
+        assert choose_precision(torch.device("cuda")) == expected
+    assert choose_precision(torch.device("mps")) == "fp32"
+    assert choose_precision(cpu, "fp16") == "fp16"
+    with autocast(cpu, "bf16"):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+    with autocast(cpu, "fp32"):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+def test_compiling_needs_a_compiler_and_a_run_worth_it(monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr("gpt2.distributed.shutil.which", lambda name: f"/bin/{name}")
+    assert choose_compile(cpu, "auto", 1e15) and not choose_compile(cpu, "auto", 1e10)
+    monkeypatch.setattr("gpt2.distributed.shutil.which", lambda name: None)
+    assert not choose_compile(cpu, "auto", 1e15)
+    assert choose_compile(cpu, "on", 0) and not choose_compile(cpu, "off", 1e20)
+
+
+def test_the_largest_micro_batch_that_fits_is_chosen(monkeypatch):
+    monkeypatch.setattr("gpt2.distributed.free_memory", lambda: 1000.0)
+    assert choose_micro_batch(lambda size: None, 24, 100, ONE) == 4  # 5 would fit, 4 divides
+    assert choose_micro_batch(lambda size: None, 24, 1, ONE) == 8
+    with pytest.raises(UserError, match="not even one sequence fits"):
+        choose_micro_batch(lambda size: None, 24, 501, ONE)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_device_that_is_not_there_is_refused():
+    with pytest.raises(UserError, match="--system.device cuda is not on this machine; it has"):
+        choose_device("cuda")
+
+
+def test_modules_import_only_downwards():
+    """`model.py` imports torch alone; configuration imports no torch; core modules import no loop-side module."""
+    for module, forbidden in (
+        ("gpt2.model", "safetensors huggingface_hub numpy.random._examples transformers gpt2.distributed gpt2.loader"),
+        ("gpt2.presets", "torch numpy"),
+        ("gpt2.schedule", "torch numpy"),
+        ("gpt2.corpus", "torch datasets"),
+        ("gpt2.tokenizer", "torch"),
+        ("gpt2.loader", "gpt2.distributed gpt2.evaluate gpt2.generate gpt2.logs"),
+        ("fineweb", "torch datasets"),
+    ):
+        code = f"import sys, {module}; print(*(set(sys.modules) & set({forbidden.split()!r})))"
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert not done.stdout.strip(), f"{module} imports {done.stdout}"
+
+
+@pytest.mark.gpu
+def test_the_gpu_finds_its_largest_micro_batch():
+    device = torch.device("cuda", 0)
+    total = torch.cuda.get_device_properties(device).total_memory
+    processes = Processes(0, 0, 1, device)
+
+    def attempt(size: int) -> None:
+        torch.empty(size * total // 10, dtype=torch.uint8, device=device)
+
+    assert choose_micro_batch(attempt, 64, 0, processes) == 8

