@@ -18,13 +18,13 @@ WORDS := data/stdlib-2048
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch -c constraints.txt
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch -c constraints.txt
 	$(BIN)/python -m pip install --quiet -e '.[dev,offline]' -c constraints.txt
 	touch $@
 
 demo: $(READY)
 	$(BIN)/python fineweb.py --source stdlib --vocab-size 2048 --out $(WORDS)
-	$(BIN)/torchrun --standalone --nproc_per_node=2 train_gpt2.py demo --log.overwrite
+	$(BIN)/torchrun --standalone --nproc_per_node=2 train_gpt2.py demo --log.overwrite --system.device cpu
 	$(BIN)/python -m gpt2.plot $(DEMO)/log.txt -o $(DEMO)/loss.png
 	$(BIN)/python -m gpt2.generate $(DEMO) --prompt 'def ' --tokens 120
 	$(BIN)/python -m gpt2.evaluate $(DEMO)

@@ -9,17 +9,21 @@ This file composes; the pieces are in gpt2/, one a file, each built by hand in a
 """
 # ruff: noqa: E402
 
+import contextlib
 import dataclasses
 import json
 import math
 import shlex
+import shutil
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import tyro
 
-from gpt2.errors import UserError, run_command
+from gpt2.errors import UserError, run_command, speaks
 from gpt2.presets import PRESETS, Run, to_json
 
 
@@ -28,7 +32,7 @@ def read_command_line() -> Run:
     words = sys.argv[1:]
     if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
         words = [next(iter(PRESETS)), *words]
-    return tyro.extras.overridable_config_cli(PRESETS, args=words, description=__doc__)
+    return tyro.extras.overridable_config_cli(PRESETS, args=words, description=__doc__, console_outputs=speaks())
 
 
 RUN = read_command_line() if __name__ == "__main__" else Run()  # before torch is imported: --help answers at once
@@ -46,11 +50,12 @@ from gpt2.distributed import (
     choose_precision,
     start,
     stop,
+    wait,
     wrap,
 )
 from gpt2.evaluate import validate
 from gpt2.files import write_whole
-from gpt2.flops import activation_bytes, flops_per_token, wait
+from gpt2.flops import activation_bytes, flops_per_token
 from gpt2.generate import generate
 from gpt2.loader import Sequences, TokenLoader, check_division
 from gpt2.logs import RunLog
@@ -58,7 +63,7 @@ from gpt2.machine import processor_name
 from gpt2.model import GPT, GPTConfig
 from gpt2.optim import make_adamw
 from gpt2.schedule import learning_rate
-from gpt2.shards import find_shards
+from gpt2.shards import Shard, find_shards
 from gpt2.tokenizer import get_encoding, token_bytes
 
 
@@ -67,80 +72,90 @@ def main() -> None:
     processes = start(RUN.system.device)
     try:
         train(RUN, processes)
-    except torch.OutOfMemoryError:
-        raise UserError(
-            f"--system.micro-batch {RUN.system.micro_batch} does not fit into memory; give a smaller one"
-        ) from None
     finally:
         stop()
 
 
 def train(run: Run, processes: Processes) -> None:
     """One run from the first step to the last. Raises UserError before the first step for what can't work."""
-    device, folder = processes.device, Path(run.log.folder)
+    device, steps, folder = processes.device, run.schedule.steps, Path(run.log.folder)
     encoding = get_encoding(run.model.vocab_size)
 
     # the model: the same weights in every process
     torch.manual_seed(run.system.seed)
     raw = make_model(run).to(device)
-    block_size = run.model.block_size or raw.config.block_size
+    config = dataclasses.replace(raw.config, block_size=run.model.block_size or raw.config.block_size)  # as trained
 
     # the data: every token's place in the run is fixed here
-    train_shards = find_shards(run.data.shards, "train", run.model.vocab_size)
-    val = Sequences(find_shards(run.data.val_shards or run.data.shards, "val", run.model.vocab_size), block_size)
-    if not len(val):
-        raise UserError(f"the val shards hold {val.tokens} tokens, fewer than one sequence of {block_size}")
+    train_shards, val = find_data(run, config)
 
-    # the machine: nothing below changes what is computed, only how fast
+    # the machine: how fast, and with how many digits
     precision = choose_precision(device, run.system.precision)
-    flops = flops_per_token(raw.config) * run.data.batch_tokens * run.schedule.steps
+    torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
+    flops = flops_per_token(config) * run.data.batch_tokens * steps
     compiled = choose_compile(device, run.system.compile, flops)
-    micro_batch = find_micro_batch(run, raw, block_size, precision, compiled, processes)
-    loader = TokenLoader(
-        train_shards,
-        run.data.batch_tokens,
-        block_size,
-        processes.rank,
-        processes.world_size,
-        micro_batch,
-        run.data.seed,
-        device,
-    )
+    micro_batch = find_micro_batch(run, raw, config, precision, compiled, processes)
+    layout = (processes.rank, processes.world_size, micro_batch)
+    loader = TokenLoader(train_shards, run.data.batch_tokens, config.block_size, *layout, run.data.seed, device)
     fast: nn.Module = torch.compile(raw, dynamic=False) if compiled else raw  # type: ignore[assignment]
     model = wrap(fast, processes)
     optimizer = make_adamw(raw, run.optim.lr, run.optim.betas, run.optim.eps, run.optim.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
     def loss_of(x: Tensor, y: Tensor) -> Tensor:
-        """For validation: the graph that training compiled, so that nothing is compiled twice."""
-        with torch.set_grad_enabled(compiled), autocast(device, precision):
-            return fast(x, y)[1].detach()
+        """For validation: through the very graph that training compiled, so that nothing is compiled twice."""
+        with torch.set_grad_enabled(compiled), autocast(device, precision), accumulating(model, last=False):
+            return model(x, y)[1].detach()
 
     if processes.is_first:
         open_folder(run, folder)
-    log = RunLog(folder / "log.txt", active=processes.is_first, steps=run.schedule.steps)
-    log.header(describe(run, raw, processes, precision, compiled, micro_batch))
-    for step in range(run.schedule.steps + 1):
-        last = step == run.schedule.steps
+    log = RunLog(folder / "log.txt", active=processes.is_first, steps=steps)
+    log.header(describe(run, raw, processes, precision, compiled, micro_batch, flops))
+    for step in range(steps + 1):
+        last = step == steps
         if is_due(step, run.eval.every, last):
-            log.validation(
-                step, *validate(loss_of, val, run.eval.tokens, micro_batch, processes, token_bytes(encoding))
-            )
-        if processes.is_first and step > 0 and is_due(step, run.eval.sample_every, last):
-            for text in samples(raw, run, encoding):
-                log.sample(step, text)
-        if processes.is_first and step > 0 and (last or is_due(step, run.log.save_every, last)):
-            raw.save_pretrained(folder / "model")
+            sizes = token_bytes(encoding)
+            log.validation(step, *validate(loss_of, val, run.eval.tokens, micro_batch, processes, sizes))
+        if processes.is_first and step > 0:
+            if is_due(step, run.eval.sample_every, last):
+                log.samples(step, samples(raw, run, encoding))
+            if last or is_due(step, run.log.save_every, last):
+                raw.save_pretrained(folder / "model")
         if last:
             break
-
         started = time.perf_counter()
         lr = learning_rate(step, run.optim.lr, **vars(run.schedule))
-        measured = optimizer_step(model, loader, optimizer, scaler, lr, run.optim.clip, precision)
+        with explain_out_of_memory(micro_batch):
+            measured = optimizer_step(model, loader, optimizer, scaler, lr, run.optim.clip, precision)
         loss, norm = processes.mean(*measured)
         wait(device)
         log.step(step, loss, lr, norm, time.perf_counter() - started, run.data.batch_tokens)
     log.close()
+
+
+@contextlib.contextmanager
+def explain_out_of_memory(micro_batch: int) -> Iterator[None]:
+    """Turn running out of GPU memory, which may happen to one process alone, into advice."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"a micro-batch of {micro_batch} does not fit into this GPU; give a smaller --system.micro-batch",
+            everywhere=False,
+        ) from None
+
+
+def find_data(run: Run, config: GPTConfig) -> tuple[list[Shard], Sequences]:
+    """The train shards, and the val shards as sequences. Raises UserError where they are missing or don't fit."""
+    train_shards = find_shards(run.data.shards, "train", run.model.vocab_size)
+    val_shards = find_shards(run.data.val_shards or run.data.shards, "val", run.model.vocab_size)
+    val = Sequences(val_shards, config.block_size)
+    if not len(val):
+        raise UserError(
+            f"the val shards hold {val.tokens} tokens, fewer than one sequence of {config.block_size}; "
+            "hold out more with fineweb.py --val-tokens, or give a smaller --model.block-size"
+        )
+    return train_shards, val
 
 
 def optimizer_step(
@@ -192,26 +207,29 @@ def make_model(run: Run) -> GPT:
 
 
 def find_micro_batch(
-    run: Run, model: GPT, block_size: int, precision: str, compiled: bool, processes: Processes
+    run: Run, model: GPT, config: GPTConfig, precision: str, compiled: bool, processes: Processes
 ) -> int:
     """The micro-batch that was asked for, or the largest that fits. Raises UserError where it can't divide a step."""
     if run.system.micro_batch != "auto":
         return run.system.micro_batch
+    block_size = config.block_size
     check_division(run.data.batch_tokens, block_size, 1, processes.world_size)
 
     def attempt(size: int) -> None:
         """Forward and backward, with as much memory taken beside it as optimiser, buckets and logits will need."""
-        beside = 12 * model.num_params() + (4 * size * block_size * model.config.padded_vocab_size if compiled else 0)
+        beside = 12 * model.num_params() + (4 * size * block_size * config.padded_vocab_size if compiled else 0)
         reserved = torch.empty(beside, dtype=torch.uint8, device=processes.device)
         x = torch.zeros(size, block_size, dtype=torch.long, device=processes.device)
-        with autocast(processes.device, precision):
-            loss = model(x, x)[1]
-        loss.backward()
-        model.zero_grad(set_to_none=True)
-        del reserved
+        try:
+            with autocast(processes.device, precision):
+                loss = model(x, x)[1]
+            loss.backward()
+        finally:
+            model.zero_grad(set_to_none=True)
+            del reserved
 
     sequences = run.data.batch_tokens // block_size // processes.world_size
-    return choose_micro_batch(attempt, sequences, activation_bytes(model.config), processes)
+    return choose_micro_batch(attempt, sequences, activation_bytes(config), processes)
 
 
 def samples(model: GPT, run: Run, encoding: tiktoken.Encoding) -> list[str]:
@@ -232,38 +250,53 @@ def is_due(step: int, every: int, last: bool) -> bool:
 
 def check_run(run: Run) -> None:
     """Raise UserError for what is wrong before any process starts."""
+    ranges = {
+        "schedule.steps": (run.schedule.steps, 1, math.inf),
+        "schedule.warmup": (run.schedule.warmup, 0, run.schedule.steps),
+        "schedule.final-fraction": (run.schedule.final_fraction, 0, math.inf),
+        "optim.lr": (run.optim.lr, 0, math.inf),
+        "optim.betas": (max(run.optim.betas), 0, 1 - 1e-9),
+        "optim.eps": (run.optim.eps, 0, math.inf),
+        "optim.weight-decay": (run.optim.weight_decay, 0, math.inf),
+        "optim.clip": (run.optim.clip, 0, math.inf),
+        "eval.tokens": (run.eval.tokens, 1, math.inf),
+        "eval.samples": (run.eval.samples, 1, math.inf),
+        "system.micro-batch": (1 if run.system.micro_batch == "auto" else run.system.micro_batch, 1, math.inf),
+    }
+    for name, (value, low, high) in ranges.items():
+        if not low <= value <= high:
+            raise UserError(f"--{name} {value} is out of range; give {low:g} to {high:g}")
     folder = Path(run.log.folder)
     if (folder / "log.txt").exists() and not run.log.overwrite:
         raise UserError(f"{folder} holds a run already; name another --log.folder, or replace it: --log.overwrite")
-    if run.schedule.steps < 1:
-        raise UserError(f"--schedule.steps {run.schedule.steps} is too few; give at least 1")
-    if run.system.micro_batch != "auto" and run.system.micro_batch < 1:
-        raise UserError(f"--system.micro-batch {run.system.micro_batch} is too small; give at least 1, or auto")
-
-
-def open_folder(run: Run, folder: Path) -> None:
-    """Make the run folder, empty its log, and write the run down. Raises UserError where that is not allowed."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / "log.txt", b"")
-        write_whole(folder / "config.json", to_json(run).encode())
+        with tempfile.TemporaryFile(dir=next(p for p in (folder, *folder.absolute().parents) if p.exists())):
+            pass
     except OSError as error:
         raise UserError(f"can't write to {folder} ({error.strerror}); name another --log.folder") from None
 
 
+def open_folder(run: Run, folder: Path) -> None:
+    """Make the run folder, write the run down, and take away what an overwritten run left. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "config.json", to_json(run).encode())
+    write_whole(folder / "log.txt", b"")
+    if (folder / "model").exists():
+        shutil.rmtree(folder / "model")
+
+
 def describe(
-    run: Run, model: GPT, processes: Processes, precision: str, compiled: bool, micro_batch: int
+    run: Run, model: GPT, processes: Processes, precision: str, compiled: bool, micro_batch: int, flops: float
 ) -> dict[str, str]:
     """The lines on top of the log: what runs, on what."""
     device = processes.device
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
-    tokens = run.data.batch_tokens * run.schedule.steps
+    batch, steps = run.data.batch_tokens, run.schedule.steps
     return {
         "command": shlex.join(["train_gpt2.py", *sys.argv[1:]]),
         "hardware": f"{processes.world_size} process(es) on {hardware}, torch {torch.__version__}",
-        "model": f"{model.num_params():,} parameters, {json.dumps(dataclasses.asdict(model.config))}",
-        "tokens": f"{tokens:,} = {run.schedule.steps:,} steps of {run.data.batch_tokens:,}; "
-        f"{flops_per_token(model.config) * tokens:.2e} FLOPs",
+        "model": f"{model.num_params():,} parameters, {json.dumps(vars(model.config))}",
+        "tokens": f"{batch * steps:,} = {steps:,} steps of {batch:,}; {flops:.2e} FLOPs",
         "machine": f"micro-batch {micro_batch}, {precision}, {'compiled' if compiled else 'not compiled'}",
     }
 

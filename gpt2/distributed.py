@@ -1,6 +1,7 @@
 """Processes, devices, precision, and the wrappers that make a model train on several of them.
 
-Holds:    `Processes`, `start`, `wrap`, `accumulating`, `choose_precision`, `autocast`, `choose_micro_batch`.
+Holds:    `Processes`, `start`, `wrap`, `accumulating`, `choose_precision`, `autocast`, `choose_compile`,
+          `choose_micro_batch`, `wait`.
 Built in: notebooks 07 and 09.
 Imports:  torch, gpt2.errors, gpt2.machine.
 
@@ -10,8 +11,11 @@ Every function works alike in one plain process and in many under torchrun.
 import contextlib
 import os
 import shutil
+import sys
+import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -21,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from gpt2.errors import UserError
 from gpt2.machine import available_cores, free_memory
 
-BACKENDS = {"cuda": "nccl", "cpu": "gloo", "mps": "gloo"}
+BACKENDS = {"cuda": "nccl", "cpu": "gloo"}
 SPARE_MEMORY = 0.1  # of a device, left free by `choose_micro_batch`
 
 
@@ -65,14 +69,18 @@ class Processes:
         return together.tolist()
 
 
-def choose_device(wanted: str = "auto") -> torch.device:
-    """The device type of this machine, or the wanted one. Raises UserError where it isn't there."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+def choose_device(wanted: str = "auto", world_size: int = 1) -> torch.device:
+    """The fastest device type of this machine, or the wanted one. Raises UserError where it isn't there.
+
+    MPS is for one process: there is one GPU, and no backend that reduces over it.
+    """
+    mps = torch.backends.mps.is_available() and world_size == 1
+    there = {"cuda": torch.cuda.is_available(), "mps": mps, "cpu": True}
     if wanted == "auto":
         wanted = next(name for name, available in there.items() if available)
     if not there[wanted]:
         have = ", ".join(name for name, available in there.items() if available)
-        raise UserError(f"--system.device {wanted} is not on this machine; it has {have}")
+        raise UserError(f"--system.device {wanted} is not to be had by {world_size} process(es) here; there is {have}")
     return torch.device(wanted)
 
 
@@ -82,18 +90,18 @@ def start(device: str = "auto") -> Processes:
     Raises UserError where the device isn't there, or a machine has more processes than GPUs.
     """
     rank, local_rank, world_size = (int(os.environ.get(n, d)) for n, d in _TORCHRUN)
-    chosen = choose_device(device)
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    chosen = choose_device(device, world_size)
     if chosen.type == "cuda":
-        if local_rank >= torch.cuda.device_count():
+        if local_world_size > torch.cuda.device_count():
             raise UserError(
-                f"process {local_rank} of this machine has no GPU: it has {torch.cuda.device_count()}; "
-                f"start torchrun with --nproc_per_node={torch.cuda.device_count()}"
+                f"{local_world_size} processes are more than the {torch.cuda.device_count()} GPU(s) of this machine; "
+                f"start torchrun with --nproc_per_node={torch.cuda.device_count()}, or add --system.device cpu"
             )
         chosen = torch.device("cuda", local_rank)
         torch.cuda.set_device(chosen)
-        torch.set_float32_matmul_precision("high")  # TF32 for what is left in fp32
     elif chosen.type == "cpu":  # torchrun allows each process one core; share all of them instead
-        torch.set_num_threads(max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+        torch.set_num_threads(max(1, available_cores() // local_world_size))
     if world_size > 1 and not dist.is_initialized():
         dist.init_process_group(BACKENDS[chosen.type], device_id=chosen if chosen.type == "cuda" else None)
     return Processes(rank, local_rank, world_size, chosen)
@@ -127,24 +135,31 @@ def accumulating(model: nn.Module, last: bool) -> contextlib.AbstractContextMana
 
 
 def choose_precision(device: torch.device, wanted: str = "auto") -> str:
-    """`bf16`, `fp16` or `fp32`: what the hardware multiplies fastest without losing the run.
+    """`bf16`, `fp16`, `tf32` or `fp32`: as wanted, or what the hardware multiplies fastest without losing the run.
 
-    bf16 on CUDA from Ampere on and on CPUs with matrix units or vector instructions for it; fp16 (with a gradient
-    scaler) on older CUDA; else fp32.
+    bf16 on CUDA from Ampere on and on CPUs with matrix units; fp16 (with a gradient scaler) on older CUDA; else fp32.
     """
     if wanted != "auto":
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if device.type == "cpu":
-        return "bf16" if torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported() else "fp32"
+        return "bf16" if torch.cpu._is_amx_tile_supported() else "fp32"
     return "fp32"
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Matrix products in `precision`; weights, sums and losses stay fp32."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
-    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+    """Matrix products in `precision`; weights, sums and losses stay fp32. tf32 is fp32 with shorter factors on CUDA."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def wait(device: torch.device) -> None:
+    """Return when the device has finished what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def choose_compile(device: torch.device, wanted: str, flops: float) -> bool:
@@ -155,8 +170,14 @@ def choose_compile(device: torch.device, wanted: str, flops: float) -> bool:
     if wanted != "auto":
         return wanted == "on"
     if device.type == "cuda":
-        return flops > 1e16 and torch.cuda.get_device_capability(device) >= (7, 0)
-    return device.type == "cpu" and flops > 1e13 and shutil.which("g++") is not None
+        return can_compile() and flops > 1e16 and torch.cuda.get_device_capability(device) >= (7, 0)
+    return device.type == "cpu" and can_compile() and flops > 1e13
+
+
+def can_compile() -> bool:
+    """Whether torch.compile finds what it needs: Linux, a C++ compiler, and Python's header files."""
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    return sys.platform == "linux" and shutil.which(os.environ.get("CXX", "g++")) is not None and header.exists()
 
 
 def choose_micro_batch(

@@ -95,16 +95,22 @@ def main() -> None:
     encoding = get_encoding(model.config.vocab_size)
     shards = find_shards(run.data.val_shards or run.data.shards, "val", model.config.vocab_size)
     sequences = Sequences(shards, run.model.block_size or model.config.block_size)
+    count = min(len(sequences), (options.tokens or run.eval.tokens) // sequences.block_size)
+    if count < 1:
+        raise UserError(
+            f"--tokens {options.tokens} of {sequences.tokens:,} held-out ones are not one sequence of "
+            f"{sequences.block_size}; give more"
+        )
+    tokens = count * sequences.block_size
     precision = choose_precision(processes.device, run.system.precision)
-    tokens = min(options.tokens or run.eval.tokens, len(sequences) * sequences.block_size)
 
     def loss_of(x: Tensor, y: Tensor) -> Tensor:
         with torch.no_grad(), autocast(processes.device, precision):
             return model(x, y)[1]
 
     loss, bits = validate(loss_of, sequences, tokens, options.micro_batch, processes, token_bytes(encoding))
-    scored = sequences.line(1, tokens // sequences.block_size * sequences.block_size + 1)
-    text = b"".join(encoding.decode_tokens_bytes([t for t in scored.tolist() if t != encoding.eot_token]))
+    scored = [token for token in sequences.line(1, tokens + 1).tolist() if token != encoding.eot_token]
+    text = b"".join(encoding.decode_tokens_bytes(scored))
     others = compressed_bits_per_byte(text)
     print(f"{options.run}: loss {loss:.4f} nats per token on {tokens:,} held-out tokens")
     print(

@@ -2,7 +2,7 @@
 
 Holds:    `flops_per_token`, `activation_bytes`, `matmul_rate`.
 Built in: notebook 07.
-Imports:  torch, gpt2.model.
+Imports:  torch, gpt2.distributed, gpt2.model.
 """
 
 import statistics
@@ -10,6 +10,7 @@ import time
 
 import torch
 
+from gpt2.distributed import wait
 from gpt2.model import GPTConfig
 
 
@@ -47,11 +48,3 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 4096, repe
         wait(device)
         seconds.append(time.perf_counter() - started)
     return 2 * size**3 / statistics.median(seconds[3:])
-
-
-def wait(device: torch.device) -> None:
-    """Return when the device has finished what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()

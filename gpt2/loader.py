@@ -114,10 +114,10 @@ class TokenLoader:
         if len(self.sequences) < self.batch:
             raise UserError(
                 f"the shards hold {self.sequences.tokens:,} tokens, fewer than one batch of {batch_tokens:,} "
-                f"(and the target after it); give more text, or --data.batch-tokens {block_size * world_size}"
+                f"(and the target after it); give more text, or a smaller --data.batch-tokens"
             )
         self.position = 0  # sequences that all processes together have read
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="token-loader")
+        self._thread = ThreadPoolExecutor(1, "token-loader", initializer=self._use_device)
         self._next: Future[list[Batch]] | None = None
 
     def next_step(self) -> list[Batch]:
@@ -136,11 +136,17 @@ class TokenLoader:
         """Go on where `state_dict` was taken, with any number of processes."""
         self.position, self.sequences.seed, self._next = int(state["position"] or 0), state["seed"], None
 
+    def _use_device(self) -> None:
+        """Pinned memory belongs to the thread's current device, which would be the first of all."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+
     def _prepare(self, position: int) -> list[Batch]:
         """The micro-batches of the step that starts at sequence `position`."""
         rows = self.sequences.read(np.arange(position + self.first, position + self.first + self.mine))
-        tokens = torch.from_numpy(rows.astype(np.int64)).view(-1, self.micro_batch, rows.shape[1])
-        batches = [(micro[:, :-1].contiguous(), micro[:, 1:].contiguous()) for micro in tokens]
+        micro = rows.reshape(-1, self.micro_batch, rows.shape[1])
+        x, y = (torch.from_numpy(part.astype(np.int64, order="C")) for part in (micro[..., :-1], micro[..., 1:]))
+        batches = list(zip(x, y, strict=True))
         if self.device.type == "cuda":  # only from pinned memory does a copy run beside the computation
             batches = [(x.pin_memory(), y.pin_memory()) for x, y in batches]
         return batches

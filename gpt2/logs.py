@@ -28,7 +28,7 @@ class RunLog:
     def __init__(self, path: Path, active: bool, steps: int):
         """`active` False makes every method do nothing (on all processes but the first)."""
         self.active = active
-        self.file = open(path, "a", buffering=1) if active else None  # noqa: SIM115 - open as long as the run
+        self.file = open(path, "a", buffering=1, encoding="utf-8") if active else None  # noqa: SIM115 - open as long as the run
         self.bar = tqdm(total=steps, unit="step", disable=None if active else True)
 
     def line(self, text: str) -> None:
@@ -54,9 +54,10 @@ class RunLog:
         """Validation loss in nats per token and bits per byte."""
         self.line(f"step {step:4d} | val loss: {loss:.4f} | bits/byte: {bits_per_byte:.4f}")
 
-    def sample(self, step: int, text: str) -> None:
-        """A text that the model wrote, as a JSON string so that it stays one line."""
-        self.line(f"step {step:4d} | sample: {json.dumps(text, ensure_ascii=False)}")
+    def samples(self, step: int, texts: list[str]) -> None:
+        """Texts that the model wrote, each as a JSON string so that it stays one line."""
+        for text in texts:
+            self.line(f"step {step:4d} | sample: {json.dumps(text, ensure_ascii=False)}")
 
     def close(self) -> None:
         """Close the bar and the file."""
@@ -83,7 +84,7 @@ class Log:
     bits_per_byte: np.ndarray
 
 
-_NUMBER = r"([-+.\w]+)"
+_NUMBER = r"(nan|[-+]?inf|[-+]?[\d.]+(?:e[-+]?\d+)?)"
 _STEP = re.compile(
     rf"step +(\d+) \| loss: {_NUMBER} \| lr:? {_NUMBER} \| norm: {_NUMBER} \| dt: {_NUMBER}ms \| tok/sec: {_NUMBER}"
 )
@@ -93,7 +94,7 @@ _VAL = re.compile(rf"step +(\d+) \| val loss: {_NUMBER} \| bits/byte: {_NUMBER}"
 def read_log(path: str | Path) -> Log:
     """Read a log.txt. Raises UserError where there is none or it holds no steps."""
     try:
-        lines = Path(path).read_text().splitlines()
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"can't read the log {path} ({error}); give the log.txt of a run") from None
     header = dict(line[2:].split(": ", 1) for line in lines if line.startswith("# ") and ": " in line)

@@ -15,9 +15,11 @@ def available_cores() -> int:
 
 
 def free_memory() -> float:
-    """Bytes of main memory that can be taken without swapping; 8 GiB where the system doesn't say."""
+    """Bytes of main memory that this process can take without swapping; 8 GiB where the system doesn't say."""
     found = re.search(r"MemAvailable: +(\d+) kB", _read("/proc/meminfo"))
-    return int(found[1]) * 1024.0 if found else 8.0 * 2**30
+    free = int(found[1]) * 1024.0 if found else 8.0 * 2**30
+    limit, used = _read("/sys/fs/cgroup/memory.max").strip(), _read("/sys/fs/cgroup/memory.current").strip()
+    return min(free, float(limit) - float(used)) if limit.isdigit() and used.isdigit() else free  # in a container
 
 
 def processor_name() -> str:

@@ -1,17 +1,17 @@
 """GPT-2 as published, and nothing else.
 
-Holds:    the network, its initialisation, its key-value cache, its loss, and the Hugging Face folder layout.
+Holds:    the network, its initialisation, its key-value cache and its loss.
 Built in: notebooks 02 (attention), 03 (the model), 04 (the cache), 05 (loss and initialisation).
-Imports:  torch alone (safetensors and huggingface_hub only inside the functions that read and write files).
+Imports:  torch alone (and gpt2.published inside the two functions that read and write files).
 
 Parameter names are those of Hugging Face's `GPT2LMHeadModel`, so the keys of a checkpoint read alike.
-Precision, compilation and parallelism wrap this model from outside; see `gpt2/distributed.py`.
+Precision, compilation and parallelism wrap this model from outside; see `gpt2/distributed.py`. Three small functions
+(`gelu`, `attend`, `linear_cross_entropy`) choose between equal formulas by the device, which no wrapper can do.
 
 Shapes in comments: B sequences, T positions, C = n_embd channels, H heads of D = C / H channels, V tokens.
 Source: Radford et al., "Language Models are Unsupervised Multitask Learners" (2019), and OpenAI's released code.
 """
 
-import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -239,7 +239,7 @@ class GPT(nn.Module):
     ) -> tuple[Tensor | None, Tensor | None]:
         """Tokens (B, T) → (logits (B, T, V), None); with targets (B, T) → (None, mean loss in nats per token).
 
-        The loss is taken without ever holding all logits, so there are none to return beside it.
+        The loss does not need all logits at once (see `linear_cross_entropy`), so there are none to return beside it.
         Targets of -100 are left out of the mean. ValueError if T is more than block_size.
         """
         x = self.hidden(idx, cache)
@@ -250,92 +250,28 @@ class GPT(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name: str) -> "GPT":
-        """A model from a local folder in the Hugging Face layout, or from the hub by name (`gpt2`, `gpt2-xl`, …).
+        """A model from a folder in the Hugging Face layout, or from the hub by name (`gpt2`, `gpt2-xl`, …).
 
         Raises FileNotFoundError where neither can be had, ValueError where the folder holds another architecture.
         """
-        from safetensors.torch import load_file
+        from gpt2.published import read_folder
 
-        folder = Path(name)
-        if not folder.is_dir():
-            folder = _download(name)
-        published = json.loads((folder / "config.json").read_text())
-        if published.get("model_type") != "gpt2":
-            raise ValueError(f"{name} holds a {published.get('model_type')!r} model, not 'gpt2'")
-        names = {"block_size": "n_positions"}
-        config = GPTConfig(**{key: published[names.get(key, key)] for key in GPTConfig.__dataclass_fields__})
+        sizes, tensors = read_folder(name)
         with torch.device("meta"):
-            model = cls(config)
-        model.load_published(load_file(folder / "model.safetensors"))
-        return model
-
-    def load_published(self, tensors: dict[str, Tensor]) -> None:
-        """Take over weights under their published names and shapes (see `published_state`)."""
-        own = {}
-        for key, p in self.state_dict().items():
-            tensor = tensors.get(key, tensors.get(key.removeprefix("transformer.")))
-            if tensor is None:
-                raise ValueError(f"the weights have no tensor {key!r}")
-            tensor = tensor.t() if _is_conv1d(key) else tensor
-            if key == "transformer.wte.weight":
-                tensor = F.pad(tensor, (0, 0, 0, p.size(0) - tensor.size(0)))
-            own[key] = tensor.contiguous().float()
-        self.load_state_dict(own, assign=True)
-        self.requires_grad_(True)
-
-    def published_state(self) -> dict[str, Tensor]:
-        """Weights as Hugging Face stores them: Linear weights transposed (Conv1D), the token table unpadded."""
-        state = {key: p.detach().cpu() for key, p in self.state_dict().items()}
-        state["transformer.wte.weight"] = state["transformer.wte.weight"][: self.config.vocab_size]
-        return {key: (p.t() if _is_conv1d(key) else p).contiguous() for key, p in state.items()}
+            model = cls(GPTConfig(**sizes))
+        table = "transformer.wte.weight"
+        padding = model.config.padded_vocab_size - tensors[table].size(0)
+        tensors[table] = F.pad(tensors[table], (0, 0, 0, padding))
+        model.load_state_dict(tensors, assign=True)
+        return model.requires_grad_(True)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `model.safetensors` and `config.json`; `transformers` opens the folder unchanged.
+        """Write `model.safetensors` and `config.json`; `transformers` opens the folder unchanged. Raises OSError."""
+        from gpt2.published import write_folder
 
-        Each file is written beside its place, synced and renamed, so an interrupted save harms no older one.
-        """
-        from safetensors.torch import save
-
-        from gpt2.files import write_whole
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        config = {
-            "model_type": "gpt2",
-            "architectures": ["GPT2LMHeadModel"],
-            "activation_function": "gelu_new",
-            "layer_norm_epsilon": 1e-5,
-            "tie_word_embeddings": True,
-            "n_positions": self.config.block_size,
-            "vocab_size": self.config.vocab_size,
-            "n_layer": self.config.n_layer,
-            "n_head": self.config.n_head,
-            "n_embd": self.config.n_embd,
-            "bos_token_id": self.config.vocab_size - 1,
-            "eos_token_id": self.config.vocab_size - 1,
-            **dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0),
-        }
-        write_whole(folder / "model.safetensors", save(self.published_state(), metadata={"format": "pt"}))
-        write_whole(folder / "config.json", json.dumps(config, indent=2).encode() + b"\n")
-
-
-def _is_conv1d(key: str) -> bool:
-    """Whether the published GPT-2 keeps this tensor as (in, out), the transpose of a Linear's (out, in)."""
-    return key.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))
-
-
-def _download(name: str) -> Path:
-    """Fetch a published model from the hub; FileNotFoundError says how to do without."""
-    from huggingface_hub import snapshot_download
-
-    repository = f"openai-community/{name}" if name in PUBLISHED else name
-    try:
-        return Path(snapshot_download(repository, allow_patterns=["config.json", "model.safetensors"]))
-    except Exception as error:  # the hub's errors have no common base: offline, unknown name, no permission
-        raise FileNotFoundError(
-            f"no model folder {name!r} here and none could be fetched from the hub ({type(error).__name__}); "
-            "give a folder that save_pretrained wrote, or connect to the internet"
-        ) from error
+        state = self.state_dict()
+        state["transformer.wte.weight"] = state["transformer.wte.weight"][: self.config.vocab_size]
+        write_folder(folder, vars(self.config), state)
 
 
 def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
@@ -369,5 +305,7 @@ def chunked_cross_entropy(
 
     rows = max(1, chunk_logits // weight.size(0))
     chunks = zip(x.split(rows), targets.split(rows), strict=True)
-    total = torch.stack([checkpoint(loss_sum, *chunk, use_reentrant=False) for chunk in chunks]).sum()
+    total = torch.stack(
+        [checkpoint(loss_sum, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+    ).sum()
     return total / (targets != -100).sum()

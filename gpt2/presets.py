@@ -95,12 +95,12 @@ class Log:
 
 @dataclass(frozen=True)
 class System:
-    """The machine. Nothing here changes which tokens a step sees."""
+    """The machine, and the random numbers. Nothing here changes which tokens a step sees."""
 
     micro_batch: int | Literal["auto"] = "auto"
     """Sequences a process computes at a time; auto: the largest that fits."""
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """auto: bf16 where the hardware is fast at it, else fp16 on CUDA, else fp32."""
+    precision: Literal["auto", "bf16", "fp16", "tf32", "fp32"] = "auto"
+    """auto: bf16 where the hardware has matrix units for it, else fp16 on CUDA, else fp32."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile for training and validation. auto: where a compiler is found and the run is long enough to gain."""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"

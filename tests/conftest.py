@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 TINY = [
     *("--model.init", "d6", "--model.n-layer", "2", "--model.n-head", "2", "--model.n-embd", "32"),
     *("--model.vocab-size", "257", "--model.block-size", "16", "--data.batch-tokens", "256"),
-    *("--schedule.steps", "20", "--schedule.warmup", "4", "--system.precision", "fp32", "--system.compile", "off"),
+    *("--optim.lr", "3e-3", "--schedule.steps", "20", "--schedule.warmup", "4"),
+    *("--system.precision", "fp32", "--system.compile", "off"),
     *("--system.device", "cpu", "--eval.tokens", "512", "--eval.every", "10", "--eval.sample-every", "0"),
 ]
 
@@ -45,7 +46,7 @@ def run_python(*words: str | Path, processes: int = 1, check: bool = True) -> su
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     done = subprocess.run([*launcher, *map(str, words)], cwd=ROOT, env=environment, capture_output=True, text=True)
     if check and done.returncode:
         raise AssertionError(f"{words} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")

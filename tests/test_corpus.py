@@ -198,8 +198,8 @@ def test_unknown_kind_of_file_is_refused_before_anything_is_read(tmp_path: Path)
         "one line of many words " * 1000,
         "nospace" * 1000,
         "nospace" * 1000 + "\n",
-        "深層学習" * 1000,
-        "👍" * 1001,
+        "深層学習" * 1003,
+        "👍" * 1010,
         "ascii words\n" * 500 + "深層学習\n" * 2000,
     ],
 )

@@ -12,13 +12,15 @@ from torch import nn
 from gpt2.distributed import (
     Processes,
     autocast,
+    can_compile,
     choose_compile,
     choose_device,
     choose_micro_batch,
     choose_precision,
+    start,
     wrap,
 )
-from gpt2.errors import UserError
+from gpt2.errors import UserError, run_command
 
 ONE = Processes(0, 0, 1, torch.device("cpu"))
 
@@ -73,9 +75,8 @@ def test_one_plain_process_needs_no_group():
 
 def test_precision_follows_the_hardware(monkeypatch):
     cpu = torch.device("cpu")
-    for amx, avx, expected in ((True, False, "bf16"), (False, True, "bf16"), (False, False, "fp32")):
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx=avx: avx)
+    for matrix_units, expected in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda there=matrix_units: there)
         assert choose_precision(cpu) == expected
     for ampere, expected in ((True, "bf16"), (False, "fp16")):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, a=ampere: a)
@@ -88,13 +89,50 @@ def test_precision_follows_the_hardware(monkeypatch):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
 
 
-def test_compiling_needs_a_compiler_and_a_run_worth_it(monkeypatch):
+def test_compiling_needs_its_tools_and_a_run_worth_it(monkeypatch, tmp_path):
     cpu = torch.device("cpu")
-    monkeypatch.setattr("gpt2.distributed.shutil.which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr("gpt2.distributed.can_compile", lambda: True)
     assert choose_compile(cpu, "auto", 1e15) and not choose_compile(cpu, "auto", 1e10)
-    monkeypatch.setattr("gpt2.distributed.shutil.which", lambda name: None)
+    monkeypatch.setattr("gpt2.distributed.can_compile", lambda: False)
     assert not choose_compile(cpu, "auto", 1e15)
     assert choose_compile(cpu, "on", 0) and not choose_compile(cpu, "off", 1e20)
+
+
+def test_the_tools_are_a_compiler_and_pythons_headers(monkeypatch, tmp_path):
+    (tmp_path / "Python.h").touch()
+    (tmp_path / "g++").touch(mode=0o755)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr("gpt2.distributed.sysconfig.get_path", lambda name: str(tmp_path))
+    assert can_compile()
+    (tmp_path / "Python.h").unlink()
+    assert not can_compile()
+    (tmp_path / "Python.h").touch()
+    (tmp_path / "g++").unlink()
+    assert not can_compile()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_more_processes_than_gpus_is_said_by_one_of_them(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for rank in "01":
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+        with pytest.raises(UserError, match=r"2 processes are more than the 1 GPU.*--nproc_per_node=1"):
+            start()
+
+
+@pytest.mark.parametrize(("everywhere", "rank", "said"), [(True, "0", 1), (True, "1", 0), (False, "1", 1)])
+def test_what_every_process_meets_is_said_once(monkeypatch, capsys, everywhere, rank, said):
+    def main() -> None:
+        raise UserError("a mistake", everywhere)
+
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    with pytest.raises(SystemExit) as stopped:
+        run_command(main)
+    assert stopped.value.code == 2 and capsys.readouterr().err.count("error: a mistake") == said
 
 
 def test_the_largest_micro_batch_that_fits_is_chosen(monkeypatch):
@@ -107,24 +145,44 @@ def test_the_largest_micro_batch_that_fits_is_chosen(monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_device_that_is_not_there_is_refused():
-    with pytest.raises(UserError, match="--system.device cuda is not on this machine; it has"):
+    with pytest.raises(UserError, match=r"--system.device cuda is not to be had by 1 process"):
         choose_device("cuda")
 
 
-def test_modules_import_only_downwards():
-    """`model.py` imports torch alone; configuration imports no torch; core modules import no loop-side module."""
-    for module, forbidden in (
-        ("gpt2.model", "safetensors huggingface_hub numpy.random._examples transformers gpt2.distributed gpt2.loader"),
-        ("gpt2.presets", "torch numpy"),
-        ("gpt2.schedule", "torch numpy"),
-        ("gpt2.corpus", "torch datasets"),
-        ("gpt2.tokenizer", "torch"),
-        ("gpt2.loader", "gpt2.distributed gpt2.evaluate gpt2.generate gpt2.logs"),
-        ("fineweb", "torch datasets"),
-    ):
-        code = f"import sys, {module}; print(*(set(sys.modules) & set({forbidden.split()!r})))"
-        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-        assert not done.stdout.strip(), f"{module} imports {done.stdout}"
+CORE = {
+    "errors",
+    "files",
+    "machine",
+    "shards",
+    "tokenizer",
+    "corpus",
+    "model",
+    "loader",
+    "optim",
+    "schedule",
+    "presets",
+}
+
+
+def loaded_by(module: str) -> set[str]:
+    """Every module that importing this one loads, in a fresh interpreter."""
+    code = f"import sys, {module}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("module", sorted(CORE))
+def test_core_modules_import_core_modules_alone(module):
+    ours = {name.removeprefix("gpt2.") for name in loaded_by(f"gpt2.{module}") if name.startswith("gpt2.")}
+    assert ours <= CORE
+
+
+def test_imports_stay_light():
+    """`model.py` imports torch alone; what the command line needs before it answers imports no torch."""
+    assert {name for name in loaded_by("gpt2.model") if name.startswith("gpt2.")} == {"gpt2.model"}
+    assert not {"safetensors", "huggingface_hub"} & loaded_by("gpt2.model")
+    for module in ("gpt2.presets", "gpt2.schedule", "gpt2.errors", "gpt2.corpus", "gpt2.tokenizer", "fineweb"):
+        assert not {"torch", "datasets"} & loaded_by(module), module
 
 
 @pytest.mark.gpu

@@ -63,6 +63,12 @@ def test_the_command_repeats_the_runs_last_validation(shards, tmp_path):
     assert all(name in done for name in ("gzip", "bz2", "xz"))
 
 
+def test_too_few_tokens_are_refused(shards, tmp_path):
+    train(shards, tmp_path / "run", "--schedule.steps", "4")
+    done = run_python("-m", "gpt2.evaluate", tmp_path / "run", "--tokens", "5", check=False)
+    assert done.returncode == 2 and "--tokens 5 of 1,500 held-out ones" in done.stderr
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     done = run_python("-m", "gpt2.evaluate", tmp_path, check=False)
     assert done.returncode == 2 and "is not a run folder" in done.stderr

@@ -1,11 +1,21 @@
 """log.txt is written as the contract says and read back without loss; the figure is drawn from it."""
 
+import contextlib
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+
 import matplotlib.image
 import numpy as np
 import pytest
-from conftest import run_python
+from conftest import ROOT, run_python
 
 from gpt2.logs import RunLog, read_log
+from gpt2.plot import plot_logs
 
 
 def make_log(path, steps: int = 30) -> None:
@@ -15,7 +25,7 @@ def make_log(path, steps: int = 30) -> None:
         if step % 10 == 0:
             log.validation(step, 9 - step / 7, 3 - step / 50)
         log.step(step, 10 - step / 7, 1e-3 * step, 2.5, 0.125, 4096)
-    log.sample(steps, 'two\nlines | "quoted"')
+    log.samples(steps, ['two\nlines | "quoted" \u2028 é'])
     log.close()
 
 
@@ -67,7 +77,44 @@ def test_plotting_overlays_logs_into_a_picture(tmp_path):
     assert one.shape[0] > 500 and one.std() > 0.01 and not np.array_equal(one, two)
 
 
-@pytest.mark.parametrize("content", [None, "", "no log\n"])
+def test_the_figure_shows_everything_in_the_log(tmp_path):
+    make_log(tmp_path / "log.txt")
+    log = read_log(tmp_path / "log.txt")
+    axes = {axis.get_ylabel(): axis for axis in plot_logs([log]).axes}
+    for label, x, y in (
+        ("loss (nats per token)", log.step, log.loss),
+        ("loss (nats per token)", log.val_step, log.val_loss),
+        ("learning rate", log.step, log.lr),
+        ("gradient norm", log.step, log.norm),
+        ("tokens/s, all processes", log.step, log.tok_per_sec),
+    ):
+        drawn = [line.get_xydata() for line in axes[label].lines]
+        assert any(np.array_equal(line, np.column_stack([x, y])) for line in drawn), label
+
+
+def test_a_terminal_gets_a_bar_and_a_file_plain_lines(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("from test_logs_and_plot import make_log\nimport sys\nmake_log(sys.argv[1])\n")
+    piped = run_python(script, tmp_path / "piped.txt")
+    terminal, ours = pty.openpty()
+    fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    command = [sys.executable, script, tmp_path / "shown.txt"]
+    process = subprocess.Popen(command, stdout=ours, stderr=ours, env=environment)
+    os.close(ours)
+    shown = ""
+    with contextlib.suppress(OSError):  # how Linux says that the other end is closed
+        while part := os.read(terminal, 4096):
+            shown += part.decode(errors="replace")
+    assert process.wait() == 0
+    assert "30/30" in shown and "step/s" in shown
+    assert "step/s" not in piped.stdout + piped.stderr and "step   29 | loss" in piped.stdout
+    assert (tmp_path / "piped.txt").read_text() == (tmp_path / "shown.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    "content", [None, "", "no log\n", "step    0 | loss: foo | lr: 1 | norm: 1 | dt: 1ms | tok/sec: 1"]
+)
 def test_a_file_that_is_no_log_is_refused(tmp_path, content):
     if content is not None:
         (tmp_path / "log.txt").write_text(content)

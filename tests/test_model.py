@@ -162,6 +162,28 @@ def test_large_logits_are_never_held_whole(monkeypatch):
     assert len(seen) > 1 and max(seen) <= 10_000
 
 
+def test_chunked_loss_under_autocast_equals_the_plain_one():
+    targets = torch.randint(301, (100,))
+    results = []
+    for chunk in (2**28, 320 * 33):
+        torch.manual_seed(0)
+        x, weight = torch.randn(100, 16, requires_grad=True), torch.randn(320, 16, requires_grad=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = chunked_cross_entropy(x, weight, targets, 301, chunk_logits=chunk)
+        loss.backward()
+        results.append((loss.detach(), x.grad, weight.grad))
+    assert results[0][0].dtype == torch.float32
+    torch.testing.assert_close(results[1], results[0], atol=1e-3, rtol=1e-2)
+
+
+def test_another_architecture_is_refused(tmp_path):
+    for name, change in (("other", {"activation_function": "relu"}), ("untied", {"tie_word_embeddings": False})):
+        config = GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=301, n_positions=8, **change)
+        GPT2LMHeadModel(config).save_pretrained(tmp_path / name)
+        with pytest.raises(ValueError, match=f"another architecture: its {next(iter(change))} is"):
+            GPT.from_pretrained(str(tmp_path / name))
+
+
 @pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="torch before 2.13")
 def test_torchs_own_fused_loss_equals_the_fallback():
     x, weight, targets = torch.randn(100, 16), torch.randn(320, 16), torch.randint(301, (100,))

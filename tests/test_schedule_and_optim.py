@@ -50,7 +50,7 @@ def test_a_step_of_the_optimiser_is_adamws_formula_and_only_matrices_decay():
     model = GPT(GPTConfig(block_size=8, vocab_size=64, n_layer=1, n_head=2, n_embd=16))
     optimizer = make_adamw(model, lr=0.01, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    moments = {name: (0.0, 0.0) for name in before}
+    moments = dict.fromkeys(before, (0.0, 0.0))
     for t in (1, 2, 3):
         model(idx := torch.randint(64, (2, 8)), idx)[1].backward()
         for name, p in model.named_parameters():
