@@ -169,7 +169,7 @@ def compare_training(workload: Workload, bench: Bench) -> None:
     size, name = workload.size, bench.peer.name
     print(
         f"\ntrain/{workload.name}: {workload.about}: {size}\n"
-        f"  median of {bench.rounds} processes of {workload.steps} steps each; {workload.warmup} warm-up steps not counted"
+        f"  median of {bench.rounds} processes of {workload.steps} steps, after {workload.warmup} warm-up steps each"
     )
     found: dict[tuple[str, Setting], list[Job]] = {}
     for number, setting in itertools.product(range(bench.rounds), SETTINGS):

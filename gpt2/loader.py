@@ -72,19 +72,23 @@ class Sequences:
             line = self.line(int(inside[0]) * self.block_size, int(inside[-1] + 1) * self.block_size + 1)
             rows[:] = np.lib.stride_tricks.sliding_window_view(line, self.block_size + 1)[:: self.block_size]
         else:
+            maps: dict[int, np.ndarray] = {}
             for row, i in zip(rows, inside.tolist(), strict=True):
-                row[:] = self.line(i * self.block_size, (i + 1) * self.block_size + 1)
+                row[:] = self.line(i * self.block_size, (i + 1) * self.block_size + 1, maps)
         return rows
 
-    def line(self, start: int, stop: int) -> np.ndarray:
-        """Tokens [start, stop) of the line that all shards make."""
+    def line(self, start: int, stop: int, maps: dict[int, np.ndarray] | None = None) -> np.ndarray:
+        """Tokens [start, stop) of the line that all shards make; `maps` keeps shards mapped from call to call."""
         parts = []
+        maps = {} if maps is None else maps
         shard = bisect.bisect_right(self.starts, start) - 1
         while start < stop:
             base, end = int(self.starts[shard]), int(self.starts[shard + 1])
-            parts.append(self.shards[shard].read(start - base, min(stop, end) - base))
+            if shard not in maps:
+                maps[shard] = self.shards[shard].map()
+            parts.append(maps[shard][start - base : min(stop, end) - base])
             start, shard = min(stop, end), shard + 1
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return np.concatenate(parts)
 
 
 class TokenLoader:
@@ -123,10 +127,11 @@ class TokenLoader:
     def next_step(self) -> list[Batch]:
         """This process's micro-batches of the next step, on the device, while the one after is being prepared."""
         prepared = self._next or self._thread.submit(self._prepare, self.position)
-        batches = prepared.result()
+        ready = prepared.result()
+        batches = [(x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)) for x, y in ready]
         self.position += self.batch
-        self._next = self._thread.submit(self._prepare, self.position)
-        return [(x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)) for x, y in batches]
+        self._next = self._thread.submit(self._prepare, self.position)  # last: it will want Python's lock
+        return batches
 
     def state_dict(self) -> dict[str, int | None]:
         """The position in the data: sequences read so far, and the seed of their order."""

@@ -65,6 +65,8 @@ def plot_logs(logs: list[Log]) -> Figure:
             )
         axes["lr"].plot(log.step, log.lr, color=colour)
         axes["norm"].semilogy(log.step, log.norm, color=colour)
+        axes["norm"].yaxis.set_major_formatter("{x:g}")
+        axes["norm"].yaxis.set_minor_formatter("{x:g}")
         axes["speed"].plot(log.step, log.tok_per_sec, color=colour)
     axes["loss"].set(xlabel="step", ylabel="loss (nats per token)")
     axes["loss"].legend()

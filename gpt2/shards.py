@@ -36,13 +36,16 @@ class Shard:
     offset: int
     tokens: int
 
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Tokens [start, stop) as a fresh uint16 array.
+    def map(self) -> np.ndarray:
+        """All tokens (N,) uint16, mapped into memory.
 
-        The map lives only for the copy, so that pages of a large shard don't gather in this process's memory.
+        Copy what you need and let the map go: as long as it lives, the pages of what was read stay resident.
         """
-        mapped = np.memmap(self.path, dtype=TOKEN, mode="r", offset=self.offset, shape=(self.tokens,))
-        return np.array(mapped[start:stop])
+        return np.memmap(self.path, dtype=TOKEN, mode="r", offset=self.offset, shape=(self.tokens,))
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Tokens [start, stop) as a fresh uint16 array."""
+        return np.array(self.map()[start:stop])
 
 
 def write_shard(path: str | Path, tokens: np.ndarray) -> None:
