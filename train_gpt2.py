@@ -252,7 +252,7 @@ def check_run(run: Run) -> None:
     """Raise UserError for what is wrong before any process starts."""
     ranges = {
         "schedule.steps": (run.schedule.steps, 1, math.inf),
-        "schedule.warmup": (run.schedule.warmup, 0, run.schedule.steps),
+        "schedule.warmup": (run.schedule.warmup, 0, math.inf),
         "schedule.final-fraction": (run.schedule.final_fraction, 0, math.inf),
         "optim.lr": (run.optim.lr, 0, math.inf),
         "optim.betas": (max(run.optim.betas), 0, 1 - 1e-9),

@@ -78,6 +78,7 @@ WORKLOADS = [
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a table is seen as it comes
     try:
         peer = Peer(options.peer)
     except FileNotFoundError as error:

@@ -29,6 +29,7 @@ def test_sequences_are_the_line_of_all_shards_cut_every_t_tokens(shards):
     """No shard's tail is lost, and sequences reach across shard ends."""
     line, T = line_of(shards), 16
     [*steps] = tokens_of([TokenLoader(find_shards(shards, "train"), 4 * T, T, micro_batch=2)], 50)
+    assert len(Sequences(find_shards(shards, "train"), T)) == (len(line) - 1) // T
     for i, row in enumerate(np.concatenate(steps)):
         np.testing.assert_array_equal(row, line[i * T : i * T + T + 1])
 

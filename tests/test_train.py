@@ -167,7 +167,7 @@ def wrong(shards, tmp_path, *flags: str) -> str:
         (("--model.n-head", "3"), "n_embd 32 is not divisible by n_head 3"),
         (("--system.device", "cuda"), "--system.device cuda is not to be had by 1 process"),
         (("--optim.clip", "-1"), "--optim.clip -1.0 is out of range; give 0 to inf"),
-        (("--schedule.warmup", "21"), "--schedule.warmup 21 is out of range; give 0 to 20"),
+        (("--schedule.warmup", "-1"), "--schedule.warmup -1 is out of range; give 0 to inf"),
         (("--schedule.steps", "0"), "--schedule.steps 0 is out of range; give 1 to inf"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, tuple) else "",
