@@ -352,6 +352,7 @@ def download_pretokenized(options: Options, folder: Path) -> None:
 
 
 def main() -> None:
+    """`python fineweb.py`: see `Options`."""
     options = tyro.cli(Options, description=__doc__)
     folder = options.out or Path("data", options.source)
     check(options, folder)

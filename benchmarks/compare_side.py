@@ -21,6 +21,7 @@ from sides import BETAS, CLIP, EPS, LR, SHARD, WEIGHT_DECAY, Peer, Size, our_sid
 from torch import nn
 
 import fineweb
+from gpt2.distributed import start
 from gpt2.loader import TokenLoader
 from gpt2.machine import available_cores
 from gpt2.model import GPT, GPTConfig
@@ -37,7 +38,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     """Median seconds of a training step, on tokens in the current folder."""
     size, precision, compiled = Size(**job["size"]), job["precision"], job["compiled"]
     if job["side"] == "ours":
-        torch.set_num_threads(available_cores())  # as gpt2.distributed.start does
+        start("cpu")  # threads and memory as train_gpt2.py sets them
         side = our_side(size, precision, compiled, Path.cwd(), CPU)
     else:
         side = peer_side(Peer(job["peer"]), size, precision, compiled, CPU)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gpt2.errors import UserError
-from gpt2.machine import available_cores, free_memory
+from gpt2.machine import available_cores, free_memory, keep_freed_memory
 
 BACKENDS = {"cuda": "nccl", "cpu": "gloo"}
 SPARE_MEMORY = 0.1  # of a device, left free by `choose_micro_batch`
@@ -102,6 +102,7 @@ def start(device: str = "auto") -> Processes:
         torch.cuda.set_device(chosen)
     elif chosen.type == "cpu":  # torchrun allows each process one core; share all of them instead
         torch.set_num_threads(max(1, available_cores() // local_world_size))
+        keep_freed_memory()
     if world_size > 1 and not dist.is_initialized():
         dist.init_process_group(BACKENDS[chosen.type], device_id=chosen if chosen.type == "cuda" else None)
     return Processes(rank, local_rank, world_size, chosen)

@@ -86,6 +86,7 @@ class Options:
 
 
 def main() -> None:
+    """`python -m gpt2.evaluate`: see `Options`."""
     options = tyro.cli(Options, prog="python -m gpt2.evaluate")
     record = Path(options.run, "config.json")
     if not record.exists() or not Path(options.run, "model").exists():

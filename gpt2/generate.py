@@ -101,6 +101,7 @@ class Options:
 
 
 def main() -> None:
+    """`python -m gpt2.generate`: see `Options`."""
     options = tyro.cli(Options, prog="python -m gpt2.generate")
     for name, low, high in (("temperature", 0, 1e9), ("top_k", 1, 1e9), ("top_p", 1e-9, 1), ("tokens", 1, 1e9)):
         value = getattr(options, name)

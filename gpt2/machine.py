@@ -1,12 +1,14 @@
 """What this machine has to give: cores, memory, a name.
 
-Holds:    `available_cores`, `free_memory`, `processor_name`.
+Holds:    `available_cores`, `free_memory`, `keep_freed_memory`, `processor_name`.
 Imports:  the standard library.
 """
 
+import ctypes
 import os
 import platform
 import re
+import sys
 
 
 def available_cores() -> int:
@@ -20,6 +22,18 @@ def free_memory() -> float:
     free = int(found[1]) * 1024.0 if found else 8.0 * 2**30
     limit, used = _read("/sys/fs/cgroup/memory.max").strip(), _read("/sys/fs/cgroup/memory.current").strip()
     return min(free, float(limit) - float(used)) if limit.isdigit() and used.isdigit() else free  # in a container
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed for the next step, instead of returning every large block to the kernel.
+
+    Each step allocates the same activations again; fetching their pages anew took a seventh of a step on a CPU
+    (6 layers, 384 wide, T 256, batch 16, bf16, compiled). Where the C library is another, nothing happens.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        trim_threshold, mmap_max = -1, -4  # names of the options, as malloc.h numbers them
+        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(mmap_max, 0)
 
 
 def processor_name() -> str:

@@ -85,6 +85,7 @@ class Options:
 
 
 def main() -> None:
+    """`python -m gpt2.plot`: see `Options`."""
     options = tyro.cli(Options, prog="python -m gpt2.plot")
     figure: Any = plot_logs([read_log(path) for path in options.logs])
     try:
