@@ -11,20 +11,18 @@ This file composes; the pieces are in gpt2/, one a file, each built by hand in a
 
 import contextlib
 import dataclasses
+import functools
 import json
-import math
 import shlex
-import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import tyro
 
 from gpt2.errors import UserError, run_command, speaks
-from gpt2.presets import PRESETS, Run, to_json
+from gpt2.presets import PRESETS, Run, check, to_json
 
 
 def read_command_line() -> Run:
@@ -41,6 +39,8 @@ import tiktoken
 import torch
 from torch import Tensor, nn
 
+from gpt2 import run_folder
+from gpt2.checkpoint import Checkpoints, Training, newest
 from gpt2.distributed import (
     Processes,
     accumulating,
@@ -48,89 +48,251 @@ from gpt2.distributed import (
     choose_compile,
     choose_micro_batch,
     choose_precision,
+    clip_gradients,
+    recompute,
     start,
     stop,
     wait,
+    whole_model,
     wrap,
 )
-from gpt2.evaluate import validate
-from gpt2.files import write_whole
-from gpt2.flops import activation_bytes, flops_per_token
+from gpt2.evaluate import measure, validate
+from gpt2.flops import flops_per_token
 from gpt2.generate import generate
+from gpt2.hellaswag import Item, load_items, prepare, score_items
+from gpt2.interrupt import Interruption
 from gpt2.loader import Sequences, TokenLoader, check_division
 from gpt2.logs import RunLog
-from gpt2.machine import processor_name
+from gpt2.memory import activation_bytes
 from gpt2.model import GPT, GPTConfig
 from gpt2.optim import make_adamw
+from gpt2.outliers import Outliers
 from gpt2.schedule import learning_rate
 from gpt2.shards import Shard, find_shards
+from gpt2.telemetry import check_trackers, describe_machine, gpu_state, layer_norms, open_trackers, peak_flops
 from gpt2.tokenizer import get_encoding, token_bytes
 
 
 def main() -> None:
-    check_run(RUN)
+    check(RUN)
     processes = start(RUN.system.device)
     try:
-        train(RUN, processes)
+        with contextlib.ExitStack() as claimed:
+            train(RUN, processes, claimed)
     finally:
         stop()
 
 
-def train(run: Run, processes: Processes) -> None:
+def train(run: Run, processes: Processes, claimed: contextlib.ExitStack) -> None:
     """One run from the first step to the last. Raises UserError before the first step for what can't work."""
     device, steps, folder = processes.device, run.schedule.steps, Path(run.log.folder)
     encoding = get_encoding(run.model.vocab_size)
+    tracked = (run.log.tensorboard, run.log.wandb)
+    check_trackers(*tracked)
 
     # the model: the same weights in every process
     torch.manual_seed(run.system.seed)
     raw = make_model(run).to(device)
+    make = functools.partial(GPT, raw.config)
     config = dataclasses.replace(raw.config, block_size=run.model.block_size or raw.config.block_size)  # as trained
 
     # the data: every token's place in the run is fixed here
     train_shards, val = find_data(run, config)
+    items = load_items(run.eval.hellaswag, run.eval.hellaswag_items) if run.eval.hellaswag_every else []
 
     # the machine: how fast, and with how many digits
     precision = choose_precision(device, run.system.precision)
     torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
-    flops = flops_per_token(config) * run.data.batch_tokens * steps
-    compiled = choose_compile(device, run.system.compile, flops)
+    flops = flops_per_token(config)
+    compiled = choose_compile(device, run.system.compile, flops * run.data.batch_tokens * steps)
+    recompute(raw, run.system.recompute)
     micro_batch = find_micro_batch(run, raw, config, precision, compiled, processes)
     layout = (processes.rank, processes.world_size, micro_batch)
     loader = TokenLoader(train_shards, run.data.batch_tokens, config.block_size, *layout, run.data.seed, device)
-    fast: nn.Module = torch.compile(raw, dynamic=False) if compiled else raw  # type: ignore[assignment]
-    model = wrap(fast, processes)
+
+    # the folder, and where in the run to begin
+    shards = [[shard.path.name, shard.tokens] for shard in train_shards]
+    beginning = run_folder.begin(run, shards, processes, claimed)
+    if beginning.complete:
+        if processes.is_first:
+            print(f"{folder} holds this run, complete; to train it again: --log.overwrite")
+        return
+
+    model = wrap(raw, processes, compiled, run.system.zero)
     optimizer = make_adamw(raw, run.optim.lr, run.optim.betas, run.optim.eps, run.optim.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    outliers = Outliers(run.optim.skip_loss_z, run.optim.skip_norm_z)
+    training = Training(raw, optimizer, scaler, loader, outliers)
+    checkpoints = Checkpoints(folder, processes, run.log.keep, run.log.keep_every)
+    first = beginning.record.get("step", 0)
+    if beginning.checkpoint is not None:
+        training.restore(beginning.checkpoint, beginning.record, processes)
 
-    def loss_of(x: Tensor, y: Tensor) -> Tensor:
-        """For validation: through the very graph that training compiled, so that nothing is compiled twice."""
-        with torch.set_grad_enabled(compiled), autocast(device, precision), accumulating(model, last=False):
-            return model(x, y)[1].detach()
+    evaluation = Evaluation(run, model, raw, make, val, items, encoding, micro_batch, precision, compiled, processes)
+    peak, peak_source = peak_flops(device, precision)
+    settings = json.loads(to_json(run))
+    trackers, notes = open_trackers(folder, *tracked, settings, first) if processes.is_first else ([], {})
+    log = RunLog(folder / "log.txt", processes.is_first, steps, first, trackers)
+    machine = f"micro-batch {micro_batch}, {precision}, {'compiled' if compiled else 'not compiled'}"
+    log.header({**describe(run, raw, processes, machine, flops, peak_source, beginning), **notes})
 
-    if processes.is_first:
-        open_folder(run, folder)
-    log = RunLog(folder / "log.txt", active=processes.is_first, steps=steps)
-    log.header(describe(run, raw, processes, precision, compiled, micro_batch, flops))
-    for step in range(steps + 1):
+    interruption = Interruption()  # before this there is nothing to save
+    evaluated, asked = beginning.record.get("evaluated", False), 0.0
+    for step in range(first, steps + 1):
         last = step == steps
-        if is_due(step, run.eval.every, last):
-            sizes = token_bytes(encoding)
-            log.validation(step, *validate(loss_of, val, run.eval.tokens, micro_batch, processes, sizes))
-        if processes.is_first and step > 0:
-            if is_due(step, run.eval.sample_every, last):
-                log.samples(step, samples(raw, run, encoding))
-            if last or is_due(step, run.log.save_every, last):
-                raw.save_pretrained(folder / "model")
-        if last:
+        if not evaluated and not asked:
+            evaluation(step, last, log)
+        if step > first and (last or asked or is_due(step, run.log.save_every, last)):
+            record = {**run_folder.decisive(run, shards), "evaluated": not asked, "log_bytes": log.position()}
+            report(log, step, checkpoints.save(step, training, record))
+        if last or asked:
             break
         started = time.perf_counter()
         lr = learning_rate(step, run.optim.lr, **vars(run.schedule))
         with explain_out_of_memory(micro_batch):
-            measured = optimizer_step(model, loader, optimizer, scaler, lr, run.optim.clip, precision)
-        loss, norm = processes.mean(*measured)
+            mean_loss = accumulate(training, model, precision, run.system.zero)
+        norms = layer_norms(raw) if is_due(step, run.log.norms_every) else None
+        whole_norm = clip_gradients(model, run.optim.clip)
+        loss, norm, asked = processes.mean(mean_loss, whole_norm, interruption.name is not None)
+        reason = outliers.judge(loss, norm)
+        update(training, lr, make=reason is None)
         wait(device)
-        log.step(step, loss, lr, norm, time.perf_counter() - started, run.data.batch_tokens)
+        seconds = time.perf_counter() - started
+        epoch = (step + 1) * loader.batch / len(loader.sequences)
+        mfu = flops * run.data.batch_tokens / seconds / (peak * processes.world_size)
+        log.step(step, loss, lr, norm, seconds, run.data.batch_tokens, epoch, mfu)
+        if norms:
+            log.norms(step, norms)
+        if is_due(step, run.log.gpu_every):
+            log.gpu(step, gpu_state(device))
+        if reason:
+            log.skipped(step, reason)
+        if outliers.in_a_row >= run.optim.max_skips:
+            give_up(reason, outliers.in_a_row, checkpoints, folder)
+        report(log, step, checkpoints.finish(block=False))
+        evaluated = False
+
+    report(log, step, checkpoints.close())
+    if asked:
+        log.note(step, "stopped", f"asked to by {interruption.name or 'another process'}; the same command goes on")
+    else:
+        export(whole_model(raw, make), folder, steps, processes)
     log.close()
+
+
+def accumulate(training: Training, model: nn.Module, precision: str, zero: int) -> Tensor:
+    """Forward and backward of this process's part of the next batch: its mean loss, in nats per token.
+
+    The gradients are then those of the mean over the whole batch, over all processes.
+    """
+    micro_batches = training.loader.next_step()
+    device = training.loader.device
+    total = torch.zeros((), device=device)
+    for i, (x, y) in enumerate(micro_batches):
+        with accumulating(model, last=i == len(micro_batches) - 1, zero=zero):
+            with autocast(device, precision):
+                loss = model(x, y)[1] / len(micro_batches)  # gradients add up; their sum must be the batch's mean
+            training.scaler.scale(loss).backward()
+        total += loss.detach()
+    training.scaler.unscale_(training.optimizer)
+    return total
+
+
+def update(training: Training, lr: float, make: bool) -> None:
+    """The optimiser's step, or where it is not to be made, only what follows one."""
+    if make:
+        for group in training.optimizer.param_groups:
+            group["lr"] = lr
+        training.scaler.step(training.optimizer)
+        training.updates += 1
+    training.scaler.update()
+    training.optimizer.zero_grad(set_to_none=True)
+
+
+@dataclasses.dataclass
+class Evaluation:
+    """What is measured between steps: always on the same text, and without anything being compiled again.
+
+    The loss goes through the very graph that training compiled; everything else through the plain model. Where the
+    weights are divided, every process gathers a whole copy for the time, and works on its own.
+    """
+
+    run: Run
+    model: nn.Module
+    raw: GPT
+    make: Callable[[], GPT]
+    val: Sequences
+    items: list[Item]
+    encoding: tiktoken.Encoding
+    micro_batch: int
+    precision: str
+    compiled: bool
+    processes: Processes
+
+    def __post_init__(self) -> None:
+        """Encode once what is evaluated often."""
+        self.sizes = token_bytes(self.encoding)
+        self.batches = prepare(self.items, self.encoding.n_vocab, self.raw.config.block_size) if self.items else []
+
+    def __call__(self, step: int, last: bool, log: RunLog) -> None:
+        """Measure what is due at this step, and log it."""
+        wanted = self.run.eval
+        validation = is_due(step, wanted.every, last)
+        hellaswag = is_due(step, wanted.hellaswag_every, last)
+        sampling = is_due(step, wanted.sample_every, last) and step > 0
+        if not (validation or hellaswag or sampling):
+            return
+        whole = whole_model(self.raw, self.make)
+        if validation:
+            measuring = (self.val, wanted.tokens, self.micro_batch, self.processes, self.sizes)
+            log.validation(step, *validate(functools.partial(self.loss, whole), *measuring))
+            if wanted.accuracy or wanted.last_n:
+                log.measured(step, measure(whole, *measuring, self.precision, wanted.last_n))
+        if hellaswag:
+            result = score_items(whole, self.batches, self.processes, self.precision)
+            log.hellaswag(step, result.correct_norm, result.total)
+        if sampling and self.processes.is_first:
+            log.samples(step, samples(whole, self.run, self.encoding))
+
+    def loss(self, whole: GPT, x: Tensor, y: Tensor) -> Tensor:
+        """Mean loss of one micro-batch."""
+        if whole is not self.raw:
+            with torch.no_grad(), autocast(self.processes.device, self.precision):
+                return whole(x, y)[1]
+        gradients = torch.set_grad_enabled(self.compiled)  # as in training: another setting is another graph
+        with gradients, autocast(self.processes.device, self.precision), accumulating(self.model, last=False):
+            return self.model(x, y)[1].detach()
+
+
+def export(model: GPT, folder: Path, steps: int, processes: Processes) -> None:
+    """Write the trained weights where other programs find them, and mark the run as complete."""
+    if not processes.is_first:
+        return
+    try:
+        model.save_pretrained(folder / "model")
+        run_folder.finish(folder, steps)
+    except OSError as error:
+        raise UserError(
+            f"can't write {folder}/model ({error.strerror}); make room, and give the same command again",
+            everywhere=False,
+        ) from None
+
+
+def give_up(reason: str | None, skips: int, checkpoints: Checkpoints, folder: Path) -> None:
+    """Stop a run that makes no step any more, naming what it can go on from. Raises UserError."""
+    checkpoints.close()
+    good, *_ = newest(folder)
+    advice = f"go on from the last good checkpoint, --resume {good}, in another --log.folder" if good else "start again"
+    raise UserError(
+        f"{skips} steps in a row were skipped, the last because {reason}; {advice}, and a smaller --optim.lr "
+        "(--allow-changes)"
+    )
+
+
+def report(log: RunLog, step: int, problem: str | None) -> None:
+    """Say that a checkpoint could not be written; the run goes on, and the checkpoint before it stays."""
+    if problem:
+        log.note(step, "checkpoint", f"not saved ({problem}); the one before it is kept")
 
 
 @contextlib.contextmanager
@@ -156,34 +318,6 @@ def find_data(run: Run, config: GPTConfig) -> tuple[list[Shard], Sequences]:
             "hold out more with fineweb.py --val-tokens, or give a smaller --model.block-size"
         )
     return train_shards, val
-
-
-def optimizer_step(
-    model: nn.Module,
-    loader: TokenLoader,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    lr: float,
-    clip: float,
-    precision: str,
-) -> tuple[Tensor, Tensor]:
-    """One step on the next batch: this process's mean loss (nats per token) and the global gradient norm."""
-    micro_batches = loader.next_step()
-    total = torch.zeros((), device=loader.device)
-    for i, (x, y) in enumerate(micro_batches):
-        with accumulating(model, last=i == len(micro_batches) - 1):
-            with autocast(loader.device, precision):
-                loss = model(x, y)[1] / len(micro_batches)  # gradients add up; their sum must be the batch's mean
-            scaler.scale(loss).backward()
-        total += loss.detach()
-    scaler.unscale_(optimizer)
-    norm = nn.utils.clip_grad_norm_(model.parameters(), clip or math.inf)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    scaler.step(optimizer)
-    scaler.update()
-    optimizer.zero_grad(set_to_none=True)
-    return total, norm
 
 
 def make_model(run: Run) -> GPT:
@@ -243,62 +377,34 @@ def samples(model: GPT, run: Run, encoding: tiktoken.Encoding) -> list[str]:
     return [encoding.decode(row) for row in torch.cat(columns, dim=1).tolist()]
 
 
-def is_due(step: int, every: int, last: bool) -> bool:
+def is_due(step: int, every: int, last: bool = False) -> bool:
     """Whether something that happens every so many steps, and after the last, happens now; 0 is never."""
     return every > 0 and (step % every == 0 or last)
 
 
-def check_run(run: Run) -> None:
-    """Raise UserError for what is wrong before any process starts."""
-    ranges = {
-        "schedule.steps": (run.schedule.steps, 1, math.inf),
-        "schedule.warmup": (run.schedule.warmup, 0, math.inf),
-        "schedule.final-fraction": (run.schedule.final_fraction, 0, math.inf),
-        "optim.lr": (run.optim.lr, 0, math.inf),
-        "optim.betas": (max(run.optim.betas), 0, 1 - 1e-9),
-        "optim.eps": (run.optim.eps, 0, math.inf),
-        "optim.weight-decay": (run.optim.weight_decay, 0, math.inf),
-        "optim.clip": (run.optim.clip, 0, math.inf),
-        "eval.tokens": (run.eval.tokens, 1, math.inf),
-        "eval.samples": (run.eval.samples, 1, math.inf),
-        "system.micro-batch": (1 if run.system.micro_batch == "auto" else run.system.micro_batch, 1, math.inf),
-    }
-    for name, (value, low, high) in ranges.items():
-        if not low <= value <= high:
-            raise UserError(f"--{name} {value} is out of range; give {low:g} to {high:g}")
-    folder = Path(run.log.folder)
-    if (folder / "log.txt").exists() and not run.log.overwrite:
-        raise UserError(f"{folder} holds a run already; name another --log.folder, or replace it: --log.overwrite")
-    try:
-        with tempfile.TemporaryFile(dir=next(p for p in (folder, *folder.absolute().parents) if p.exists())):
-            pass
-    except OSError as error:
-        raise UserError(f"can't write to {folder} ({error.strerror}); name another --log.folder") from None
-
-
-def open_folder(run: Run, folder: Path) -> None:
-    """Make the run folder, write the run down, and take away what an overwritten run left. Raises OSError."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "config.json", to_json(run).encode())
-    write_whole(folder / "log.txt", b"")
-    if (folder / "model").exists():
-        shutil.rmtree(folder / "model")
-
-
 def describe(
-    run: Run, model: GPT, processes: Processes, precision: str, compiled: bool, micro_batch: int, flops: float
+    run: Run,
+    model: GPT,
+    processes: Processes,
+    machine: str,
+    flops: float,
+    peak: str,
+    beginning: run_folder.Beginning,
 ) -> dict[str, str]:
     """The lines on top of the log: what runs, on what."""
-    device = processes.device
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
     batch, steps = run.data.batch_tokens, run.schedule.steps
-    return {
+    lines = {
         "command": shlex.join(["train_gpt2.py", *sys.argv[1:]]),
-        "hardware": f"{processes.world_size} process(es) on {hardware}, torch {torch.__version__}",
+        **describe_machine(processes),
         "model": f"{model.num_params():,} parameters, {json.dumps(vars(model.config))}",
-        "tokens": f"{batch * steps:,} = {steps:,} steps of {batch:,}; {flops:.2e} FLOPs",
-        "machine": f"micro-batch {micro_batch}, {precision}, {'compiled' if compiled else 'not compiled'}",
+        "tokens": f"{batch * steps:,} = {steps:,} steps of {batch:,}; {flops * batch * steps:.2e} FLOPs",
+        "machine": machine,
+        "MFU": f"of {peak}",
+        "settings": json.dumps(json.loads(to_json(run))),
     }
+    if beginning.checkpoint is not None:
+        lines["resumed"] = f"at step {beginning.record['step']}, from {beginning.checkpoint}"
+    return lines | {f"note {i}": note for i, note in enumerate(beginning.notes, 1)}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Processes, devices, precision, and the wrappers that make a model train on several of them.
 
-Holds:    `Processes`, `start`, `wrap`, `accumulating`, `choose_precision`, `autocast`, `choose_compile`,
-          `choose_micro_batch`, `wait`.
+Holds:    `Processes`, `start`, `recompute`, `wrap`, `accumulating`, `clip_gradients`, `whole_model`,
+          `choose_precision`, `autocast`, `choose_compile`, `choose_micro_batch`, `wait`.
 Built in: notebooks 07 and 09.
 Imports:  torch, gpt2.errors, gpt2.machine.
 
@@ -9,6 +9,8 @@ Every function works alike in one plain process and in many under torchrun.
 """
 
 import contextlib
+import functools
+import math
 import os
 import shutil
 import sys
@@ -16,15 +18,22 @@ import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.rendezvous import rendezvous
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from gpt2.errors import UserError
 from gpt2.machine import available_cores, free_memory, keep_freed_memory
 
+Whole = TypeVar("Whole", bound=nn.Module)
 BACKENDS = {"cuda": "nccl", "cpu": "gloo"}
 SPARE_MEMORY = 0.1  # of a device, left free by `choose_micro_batch`
 
@@ -54,6 +63,14 @@ class Processes:
     def min(self, *values: float | Tensor) -> list[float]:
         """Each value's minimum over all processes."""
         return self._reduce(values, dist.ReduceOp.MIN)
+
+    def share(self, value: Any) -> Any:
+        """What the first process has; it must be picklable."""
+        if self.world_size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, device=self.device if self.device.type == "cuda" else None)
+        return values[0]
 
     def barrier(self) -> None:
         """Wait for all processes."""
@@ -104,8 +121,24 @@ def start(device: str = "auto") -> Processes:
         torch.set_num_threads(max(1, available_cores() // local_world_size))
         keep_freed_memory()
     if world_size > 1 and not dist.is_initialized():
-        dist.init_process_group(BACKENDS[chosen.type], device_id=chosen if chosen.type == "cuda" else None)
+        dist.init_process_group(
+            BACKENDS[chosen.type],
+            store=_fresh_store(rank, world_size),
+            rank=rank,
+            world_size=world_size,
+            device_id=chosen if chosen.type == "cuda" else None,
+        )
     return Processes(rank, local_rank, world_size, chosen)
+
+
+def _fresh_store(rank: int, world_size: int) -> dist.Store:
+    """The store in which processes find each other, with names of its own for every restart by torchrun.
+
+    torchrun (2.13) starts workers again with the same store, in which the addresses of the dead still stand; new
+    workers that read these before they are overwritten try to reach the dead, and wait for ever.
+    """
+    store, *_ = next(rendezvous("env://", rank, world_size))
+    return dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 _TORCHRUN = (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"))
@@ -117,22 +150,84 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def wrap(model: nn.Module, processes: Processes) -> nn.Module:
-    """DistributedDataParallel around the model where there is more than one process."""
-    if processes.world_size == 1:
-        return model
-    devices = [processes.local_rank] if processes.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+def recompute(model: nn.Module, what: str) -> None:
+    """Compute every `mlp`, or every `block`, of the model again in backward instead of keeping what is inside it.
+
+    Chen et al., "Training Deep Nets with Sublinear Memory Cost" (arXiv 1604.06174).
+    """
+    for block in _blocks(model) if what != "none" else ():
+        part = block.get_submodule("mlp") if what == "mlp" else block
+        part.forward = functools.partial(checkpoint, part.forward, use_reentrant=False, preserve_rng_state=False)
 
 
-def accumulating(model: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
+def wrap(model: nn.Module, processes: Processes, compiled: bool = False, zero: int = 0) -> nn.Module:
+    """The model as it is trained: compiled, and on several processes with what `zero` says divided over them.
+
+    0: nothing, every process holds everything and gradients are averaged (DistributedDataParallel).
+    1: the optimiser's state and the fp32 weights that it updates; weights are gathered, and gradients averaged, once
+       a step. 2: gradients as well, after every micro-step. 3: weights as well, block by block when they are needed.
+    Stages: Rajbhandari et al., "ZeRO" (arXiv 1910.02054). 1 to 3 are FSDP2, which makes the optimiser see only this
+    process's part of every parameter. Weights travel in fp32: every stage computes the very same numbers.
+    """
+    if zero == 0 or processes.world_size == 1:
+        fast: nn.Module = torch.compile(model, dynamic=False) if compiled else model  # type: ignore[assignment]
+        if processes.world_size == 1:
+            return fast
+        devices = [processes.local_rank] if processes.device.type == "cuda" else None
+        return DistributedDataParallel(fast, device_ids=devices, gradient_as_bucket_view=True)
+    mesh = init_device_mesh(processes.device.type, (processes.world_size,))
+    for block in _blocks(model):
+        if compiled:  # a block at a time: between them, weights are gathered
+            block.compile(dynamic=False)
+        fully_shard(block, mesh=mesh, reshard_after_forward=zero == 3)
+    fully_shard(model, mesh=mesh, reshard_after_forward=False)
+    return model
+
+
+def _blocks(model: nn.Module) -> list[nn.Module]:
+    return list(model.get_submodule("transformer.h").children())
+
+
+def accumulating(model: nn.Module, last: bool, zero: int = 0) -> contextlib.AbstractContextManager[None]:
     """Around the forward *and* backward of a micro-step: gradients are summed over processes only after the last.
 
     DDP reads the switch in forward too; one that is set between forward and backward loses other ranks' gradients.
+    ZeRO 2 and 3 sum after every micro-step, since no process has room for whole gradients.
     """
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last or zero >= 2)
+        model.set_reshard_after_backward(last or zero == 3)
     if last or not isinstance(model, DistributedDataParallel):
         return contextlib.nullcontext()
     return model.no_sync()
+
+
+def clip_gradients(model: nn.Module, largest: float) -> Tensor:
+    """Scale all gradients so that their global norm, over every process's part, is at most `largest` (0: leave them).
+
+    Returns the norm before clipping, the same in every process.
+    """
+    norm = nn.utils.clip_grad_norm_(model.parameters(), largest or math.inf)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def whole_model(model: Whole, make: Callable[[], Whole]) -> Whole:
+    """`model` itself, or where its weights are divided a copy of it with all of them, into what `make` makes.
+
+    All processes call this together; each gets a copy of 4 bytes a parameter, and can then evaluate on its own.
+    """
+    if not isinstance(model, FSDPModule):
+        return model
+    for part in model.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+    with torch.device("meta"):
+        copy = make()
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    copy.load_state_dict(
+        {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in weights.items()}, assign=True
+    )
+    return copy.requires_grad_(False)
 
 
 def choose_precision(device: torch.device, wanted: str = "auto") -> str:

@@ -1,8 +1,10 @@
-"""What a model costs: parameters, floating-point operations, memory.
+"""What a model costs: parameters and floating-point operations; and the speed they are measured against.
 
-Holds:    `flops_per_token`, `activation_bytes`, `matmul_rate`.
+Holds:    `parameters`, `flops_per_token`, `recompute_flops_per_token`, `matmul_rate`, and
+          `python -m gpt2.flops gpt2-124m --gpus 8 --hardware a100`, the plan of a run before machines are rented for
+          it (see `gpt2.plan`).
 Built in: notebook 07.
-Imports:  torch, gpt2.distributed, gpt2.model.
+Imports:  torch, gpt2.distributed, gpt2.model (for its sizes), gpt2.plan (as a command).
 """
 
 import statistics
@@ -11,7 +13,25 @@ import time
 import torch
 
 from gpt2.distributed import wait
+from gpt2.errors import run_command
 from gpt2.model import GPTConfig
+
+
+def parameters(config: GPTConfig) -> dict[str, int]:
+    """Parameters by part, biases and the padding rows of the token table included."""
+    L, C = config.n_layer, config.n_embd
+    return {
+        "token table": config.padded_vocab_size * C,
+        "position table": config.block_size * C,
+        "attention": L * (4 * C**2 + 4 * C),
+        "MLP": L * (8 * C**2 + 5 * C),
+        "norms": (2 * L + 1) * 2 * C,
+    }
+
+
+def published_parameters(config: GPTConfig) -> int:
+    """Parameters as publications count them: without the padding rows of the token table."""
+    return sum(parameters(config).values()) - (config.padded_vocab_size - config.vocab_size) * config.n_embd
 
 
 def matrix_parameters(config: GPTConfig) -> int:
@@ -25,16 +45,10 @@ def flops_per_token(config: GPTConfig) -> float:
     return 6 * matrix_parameters(config) + attention
 
 
-def activation_bytes(config: GPTConfig) -> int:
-    """Bytes that forward keeps for the backward of one sequence, without recompute; an upper estimate in fp32.
-
-    A block keeps about 17 values a channel (norms, q, k, v, attention, four-wide MLP twice, residuals) and, where
-    attention isn't fused, two T × T maps a head; the head keeps logits and their gradient.
-    """
-    T = config.block_size
-    maps = 2 * config.n_head * T if T <= 512 else 0
-    block = config.n_layer * (17 * config.n_embd + maps)
-    return 4 * T * (block + 3 * config.padded_vocab_size)
+def recompute_flops_per_token(config: GPTConfig, recompute: str) -> float:
+    """FLOPs a token done twice. The last product of a recomputed part isn't: backward doesn't need its result."""
+    L, C, T = config.n_layer, config.n_embd, config.block_size
+    return {"none": 0, "mlp": 8 * L * C**2, "block": 16 * L * C**2 + 4 * L * C * T}[recompute]
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 4096, repeats: int = 20) -> float:
@@ -48,3 +62,9 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 4096, repe
         wait(device)
         seconds.append(time.perf_counter() - started)
     return 2 * size**3 / statistics.median(seconds[3:])
+
+
+if __name__ == "__main__":
+    from gpt2.plan import main
+
+    run_command(main)

@@ -1,105 +1,330 @@
-"""Write and read log.txt.
+"""Write log.txt, and read it and the logs of other GPT-2 projects.
 
-Holds:    `RunLog`, `Log`, `read_log`.
+Holds:    `RunLog`, `Tracker`, `cut_log`, `Log`, `read_log`.
 Built in: notebook 12.
-Imports:  numpy, tqdm, gpt2.errors.
+Imports:  numpy, tqdm, gpt2.errors, gpt2.log_formats.
 
 A log is lines of text that a person reads while the run goes on and a program reads afterwards:
 
     # lines at the top: what runs, on what
     step    0 | loss: 10.955009 | lr: 1.2000e-05 | norm: 15.9685 | dt: 12701.84ms | tok/sec: 41276.54
     step  250 | val loss: 6.1631 | bits/byte: 1.8312
+    step  250 | hellaswag: 2561/10042 = 0.2550
 """
 
+import contextlib
 import json
+import os
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from tqdm import tqdm
 
 from gpt2.errors import UserError
+from gpt2.log_formats import FORMATS, OURS, recognise, rows_of
+
+TRAIN = {"loss", "lr", "norm", "dt", "tok_per_sec", "elapsed"}  # what a row of a training step may say
+
+
+class Tracker(Protocol):
+    """Another place that a run's values go to, such as TensorBoard: see gpt2/telemetry.py."""
+
+    name: str
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Values by name, measured at this step."""
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """A text, such as a sample."""
+
+    def close(self) -> None:
+        """Nothing more will come."""
+
+
+class Measured(Protocol):
+    """What `gpt2.evaluate.measure` found: nats per token, bits per byte, and fractions of the targets."""
+
+    @property
+    def loss(self) -> float: ...
+    @property
+    def bits_per_byte(self) -> float: ...
+    @property
+    def top1(self) -> float: ...
+    @property
+    def top10(self) -> float: ...
 
 
 class RunLog:
-    """The log of a run: appended to a file and shown on the terminal, by the first process alone."""
+    """The log of a run: appended to a file, shown on the terminal and sent to trackers, by the first process alone.
 
-    def __init__(self, path: Path, active: bool, steps: int):
-        """`active` False makes every method do nothing (on all processes but the first)."""
-        self.active = active
-        self.file = open(path, "a", buffering=1, encoding="utf-8") if active else None  # noqa: SIM115 - open as long as the run
-        self.bar = tqdm(total=steps, unit="step", disable=None if active else True)
+    No line of it can end a run: where the disk is full, lines wait in memory until there is room; where the terminal
+    is gone, the file goes on; a tracker that fails is given up, and a line says so.
+    """
+
+    def __init__(self, path: Path, active: bool, steps: int, first: int = 0, trackers: Iterable[Tracker] = ()):
+        """`active` False makes every method do nothing (on all processes but the first).
+
+        The run has `steps` steps; it starts, or goes on, at step `first`.
+        """
+        self.file = open(path, "ab", buffering=0) if active else None  # noqa: SIM115 - open as long as the run
+        self.waiting = b"\n" if active and _ends_within_a_line(path) else b""
+        self.terminal, self.stuck, self.done = True, False, first
+        self.trackers = list(trackers) if active else []
+        self.bar = tqdm(total=steps, initial=first, unit="step", disable=None if active else True)
 
     def line(self, text: str) -> None:
         """One line, in the file and on the terminal (above the bar)."""
-        if self.file is not None:
-            self.file.write(text + "\n")
-            tqdm.write(text)
+        if self.file is None:
+            return
+        self.waiting += text.encode() + b"\n"
+        trouble = self._write()
+        self._show(text)
+        if trouble:
+            self._show(f"{self.file.name} can't be written ({trouble}); its lines are kept until it can")
 
     def header(self, lines: dict[str, str]) -> None:
         """What runs, on what: lines that start with `#`."""
         for name, value in lines.items():
             self.line(f"# {name}: {value}")
+        self._each(lambda tracker: tracker.text(0, "run", "\n\n".join(f"{k}: {v}" for k, v in lines.items())), 0)
 
-    def step(self, step: int, loss: float, lr: float, norm: float, seconds: float, tokens: int) -> None:
-        """One optimiser step: loss in nats per token, gradient norm before clipping, tokens over all processes."""
+    def step(
+        self,
+        step: int,
+        loss: float,
+        lr: float,
+        norm: float,
+        seconds: float,
+        tokens: int,
+        epoch: float | None = None,
+        mfu: float | None = None,
+    ) -> None:
+        """One optimiser step: loss in nats per token, gradient norm before clipping, tokens over all processes.
+
+        `epoch`: passes over the data so far. `mfu`: model FLOPs utilisation, 0 to 1.
+        """
         self.line(
             f"step {step:4d} | loss: {loss:.6f} | lr: {lr:.4e} | norm: {norm:.4f} "
             f"| dt: {seconds * 1e3:.2f}ms | tok/sec: {tokens / seconds:.2f}"
         )
-        self.bar.update()
+        seen = (step + 1) * tokens
+        parts = [f"loss {loss:.4f}", f"{short_count(seen)} tokens"]
+        parts += [] if epoch is None else [f"epoch {epoch:.2f}"]
+        parts += [] if mfu is None else [f"MFU {100 * mfu:.1f}%"]
+        self.bar.set_postfix_str(", ".join(parts), refresh=False)
+        self.bar.update(step + 1 - self.done)
+        self.done = step + 1
+        values = {"loss": loss, "lr": lr, "norm": norm, "ms": seconds * 1e3, "tok_per_sec": tokens / seconds}
+        more = {"tokens": float(seen), "epoch": epoch, "mfu": mfu}
+        self._track(step, "train", values | {name: value for name, value in more.items() if value is not None})
 
     def validation(self, step: int, loss: float, bits_per_byte: float) -> None:
         """Validation loss in nats per token and bits per byte."""
         self.line(f"step {step:4d} | val loss: {loss:.4f} | bits/byte: {bits_per_byte:.4f}")
+        self._track(step, "val", {"loss": loss, "bits_per_byte": bits_per_byte})
+
+    def measured(self, step: int, found: Measured) -> None:
+        """The longer look at the val text: top-1 and top-10 accuracy, and the loss where only last n targets count."""
+        values = {"loss": found.loss, "bits/byte": found.bits_per_byte, "top-1": found.top1, "top-10": found.top10}
+        self.line(f"step {step:4d} | measured: " + " | ".join(f"{name} {value:.4f}" for name, value in values.items()))
+        self._track(step, "measured", {name.replace("/", "_per_"): value for name, value in values.items()})
+
+    def hellaswag(self, step: int, correct: int, total: int) -> None:
+        """HellaSwag: items whose true ending the model found likeliest (a token, on average), of all."""
+        self.line(f"step {step:4d} | hellaswag: {correct}/{total} = {correct / total:.4f}")
+        self._track(step, "hellaswag", {"accuracy": correct / total})
 
     def samples(self, step: int, texts: list[str]) -> None:
         """Texts that the model wrote, each as a JSON string so that it stays one line."""
         for text in texts:
             self.line(f"step {step:4d} | sample: {json.dumps(text, ensure_ascii=False)}")
+        self._each(lambda tracker: tracker.text(step, "samples", "\n\n".join(texts)), step)
+
+    def skipped(self, step: int, reason: str) -> None:
+        """The optimiser's step was not made."""
+        self.note(step, "skipped", reason)
+        self._track(step, "train", {"skipped": 1.0})
+
+    def note(self, step: int, name: str, text: str) -> None:
+        """Anything else worth a line: `step  250 | checkpoint: not saved (No space left on device)`."""
+        self.line(f"step {step:4d} | {name}: {' '.join(text.split())}")
+
+    def gpu(self, step: int, state: dict[str, float]) -> None:
+        """What `gpt2.telemetry.gpu_state` says, names with units; no line where it says nothing."""
+        if state:
+            self.note(step, "gpu", " | ".join(f"{name} {value:.4g}" for name, value in state.items()))
+            self._track(step, "gpu", state)
+
+    def norms(self, step: int, layers: dict[str, tuple[float, float]]) -> None:
+        """The L2 norm of every layer's (gradient, weight)."""
+        self.note(step, "norms", " | ".join(f"{name} {g:.4e} {w:.4e}" for name, (g, w) in layers.items()))
+        self._track(step, "gradient_norm", {name: gradient for name, (gradient, _) in layers.items()})
+        self._track(step, "weight_norm", {name: weight for name, (_, weight) in layers.items()})
+
+    def position(self) -> int:
+        """Bytes of the log so far, synced to the disk: what a checkpoint stores for `cut_log`."""
+        if self.file is None:
+            return 0
+        self._write()
+        with contextlib.suppress(OSError):  # at worst the log is shorter after a power failure, and `cut_log` leaves it
+            os.fsync(self.file.fileno())
+        return os.fstat(self.file.fileno()).st_size
 
     def close(self) -> None:
-        """Close the bar and the file."""
+        """Close the bar, the trackers and the file."""
         self.bar.close()
+        self._each(lambda tracker: tracker.close(), self.done)
         if self.file is not None:
+            self._write()
             self.file.close()
+
+    def _write(self) -> str | None:
+        """Bring the waiting lines into the file, as far as they go; what stops them, where it is new."""
+        assert self.file is not None
+        try:
+            while self.waiting:
+                self.waiting = self.waiting[self.file.write(self.waiting) :]
+        except OSError as error:
+            known, self.stuck = self.stuck, True
+            return None if known else error.strerror
+        self.stuck = False
+        return None
+
+    def _show(self, text: str) -> None:
+        try:
+            if self.terminal:
+                tqdm.write(text)
+        except UnicodeEncodeError:  # a sample in letters that this terminal doesn't have
+            tqdm.write(ascii(text))
+        except OSError:  # the terminal was closed, or a pipe's other end: the file still tells everything
+            self.terminal = False
+
+    def _track(self, step: int, group: str, values: dict[str, float]) -> None:
+        self._each(lambda tracker: tracker.log(step, {f"{group}/{name}": v for name, v in values.items()}), step)
+
+    def _each(self, act: Callable[[Tracker], None], step: int) -> None:
+        for tracker in list(self.trackers):
+            try:
+                act(tracker)
+            except Exception as error:  # whatever it is, a run is worth more than its dashboard
+                self.trackers.remove(tracker)
+                self.note(step, tracker.name, f"given up, the run goes on without it ({error})")
+
+
+def _ends_within_a_line(path: Path) -> bool:
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        return size > 0 and file.seek(size - 1) >= 0 and file.read(1) != b"\n"
+
+
+def short_count(number: float) -> str:
+    """A count as people say it: 1310720 → `1.31M`."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{letter}"
+    return f"{number:g}"
+
+
+def cut_log(path: Path, length: int) -> None:
+    """Shorten a log to its first `length` bytes, where `RunLog.position` stood; a shorter one is left as it is."""
+    with open(path, "r+b") as file:
+        if file.seek(0, os.SEEK_END) > length:
+            file.truncate(length)
+            os.fsync(file.fileno())
 
 
 @dataclass(frozen=True)
 class Log:
-    """A log as arrays. `step` goes with `loss`, `lr`, `norm`, `dt` (ms) and `tok_per_sec`; `val_step` with
-    `val_loss` (nats per token) and `bits_per_byte`."""
+    """A log as arrays; NaN is what it doesn't say.
+
+    `step` goes with `loss` (nats per token), `lr`, `norm`, `dt` (ms), `tok_per_sec` and `seconds` (of training, from
+    the start to the end of that step, without evaluation); `val_step` with `val_loss` and `bits_per_byte`;
+    `hellaswag_step` with `hellaswag` (0 to 1). `batch_tokens` are the tokens of one step. `source` wrote it.
+    """
 
     name: str
+    source: str
     header: dict[str, str]
+    batch_tokens: float
     step: np.ndarray
     loss: np.ndarray
     lr: np.ndarray
     norm: np.ndarray
     dt: np.ndarray
     tok_per_sec: np.ndarray
+    seconds: np.ndarray
     val_step: np.ndarray
     val_loss: np.ndarray
     bits_per_byte: np.ndarray
-
-
-_NUMBER = r"(nan|[-+]?inf|[-+]?[\d.]+(?:e[-+]?\d+)?)"
-_STEP = re.compile(
-    rf"step +(\d+) \| loss: {_NUMBER} \| lr:? {_NUMBER} \| norm: {_NUMBER} \| dt: {_NUMBER}ms \| tok/sec: {_NUMBER}"
-)
-_VAL = re.compile(rf"step +(\d+) \| val loss: {_NUMBER} \| bits/byte: {_NUMBER}")
+    hellaswag_step: np.ndarray
+    hellaswag: np.ndarray
 
 
 def read_log(path: str | Path) -> Log:
-    """Read a log.txt. Raises UserError where there is none or it holds no steps."""
+    """Read a log of any of the `FORMATS`, recognised by its lines; others in it are passed over.
+
+    Raises UserError where there is no file or no line of any format in it.
+    """
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"can't read the log {path} ({error}); give the log.txt of a run") from None
-    header = dict(line[2:].split(": ", 1) for line in lines if line.startswith("# ") and ": " in line)
-    steps = np.array([m.groups() for line in lines if (m := _STEP.fullmatch(line))], dtype=float).reshape(-1, 6)
-    vals = np.array([m.groups() for line in lines if (m := _VAL.fullmatch(line))], dtype=float).reshape(-1, 3)
-    if not len(steps):
-        raise UserError(f"{path} holds no line such as 'step    0 | loss: …'; give the log.txt of a run")
-    return Log(str(path), header, *steps.T, *vals.T)
+        text = Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(f"can't read the log {path} ({error.strerror}); give the log.txt of a run") from None
+    lines = [line.rstrip() for line in text.split("\n")]
+    source = recognise(lines)
+    if source is None:
+        raise UserError(
+            f"{path} holds no line of a log; give the log.txt of a run, or one of "
+            f"{', '.join(list(FORMATS)[1:])} (their log file, or what they print)"
+        )
+    rows, batch_tokens = rows_of(lines, source)
+    headers = (line[2:].split(": ", 1) for line in lines if line.startswith("# ") and ": " in line)
+    header = dict(headers) if source == OURS else {}
+    if named := re.search(r"steps of ([\d,]+)", header.get("tokens", "")):
+        batch_tokens = float(named[1].replace(",", ""))
+    return _log(str(path), source, header, batch_tokens, rows)
+
+
+def _log(name: str, source: str, header: dict[str, str], batch_tokens: float, rows: dict[int, dict[str, float]]) -> Log:
+    def columns(wanted: set[str], *names: str) -> list[np.ndarray]:
+        """The steps that have any of the `wanted` columns, then the named columns at these steps."""
+        steps = sorted(step for step, row in rows.items() if wanted & row.keys())
+        return [np.array(steps, dtype=float)] + [
+            np.array([rows[step].get(column, np.nan) for step in steps]) for column in names
+        ]
+
+    step, loss, lr, norm, dt, speed, elapsed = columns(TRAIN, "loss", "lr", "norm", "dt", "tok_per_sec", "elapsed")
+    if np.isfinite(elapsed).any():
+        dt, seconds = _split(step, elapsed)
+    else:
+        seconds = _sum(step, dt)
+    if np.isnan(batch_tokens) and np.isfinite(dt * speed).any():
+        batch_tokens = float(round(np.nanmedian(dt * speed) / 1e3))
+    with np.errstate(divide="ignore"):
+        speed = np.where(np.isnan(speed), batch_tokens / dt * 1e3, speed)
+    return Log(
+        *(name, source, header, batch_tokens, step, loss, lr, norm, dt, speed, seconds),
+        *columns({"val_loss"}, "val_loss", "bits_per_byte"),
+        *columns({"hellaswag"}, "hellaswag"),
+    )
+
+
+def _sum(step: np.ndarray, dt: np.ndarray) -> np.ndarray:
+    """Seconds from the start to each step's end; a step that no line names takes as long as most do."""
+    if not np.isfinite(dt).any():
+        return np.full(len(step), np.nan)
+    usual = np.nanmedian(dt)
+    between = np.diff(step, prepend=-1) - 1
+    return np.cumsum(np.where(np.isfinite(dt), dt, usual) + between * usual) / 1e3
+
+
+def _split(step: np.ndarray, elapsed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """dt in ms, and the seconds so far, from a clock in ms that may have been set back to 0 on the way."""
+    spent = np.diff(elapsed, prepend=0)
+    gaps = np.diff(step, prepend=-1)
+    usual = np.median((spent / gaps)[spent > 0]) if (spent > 0).any() else np.nan
+    spent = np.where(spent < 0, usual * gaps, spent)
+    return spent / gaps, np.cumsum(spent) / 1e3

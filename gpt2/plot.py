@@ -1,23 +1,30 @@
 """Every figure's style, and the figure of a run.
 
-Holds:    `style`, `plot_logs`, and `python -m gpt2.plot log.txt [more logs] -o loss.png`.
+Holds:    `style`, `plot_logs`, and `python -m gpt2.plot log.txt [more logs] -o loss.png`. The logs may be another
+          project's: gpt2/log_formats.py says whose.
 Built in: notebook 00.
 Imports:  matplotlib, numpy, tyro, gpt2.logs, gpt2.errors.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 from cycler import cycler
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from gpt2.errors import UserError, run_command
-from gpt2.logs import Log, read_log
+from gpt2.logs import Log, read_log, short_count
+
+# what a log has a panel for, beside the loss: column of `Log` → label
+PANELS = {"lr": "learning rate", "norm": "gradient norm", "tok_per_sec": "tokens/s, all processes"}
+HELLASWAG = {"GPT-2 124M by OpenAI": 0.2955, "chance": 0.25}  # acc_norm, of the published weights
 
 # Okabe and Ito's palette, which stays apart for colour-blind readers
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
@@ -47,47 +54,108 @@ def smooth(values: np.ndarray, window: int) -> np.ndarray:
     return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
 
 
-def plot_logs(logs: list[Log]) -> Figure:
-    """Loss with validation loss, learning rate, gradient norm and tokens/s of one or several logs, overlaid."""
+def plot_logs(logs: list[Log], x: Literal["step", "tokens", "hours"] = "step") -> Figure:
+    """Loss with validation loss, learning rate, gradient norm, tokens/s and HellaSwag of logs, overlaid.
+
+    A panel that no log has anything for is left out. `x` in hours is the time spent in training steps. Raises
+    UserError where a log doesn't say what `x` needs.
+    """
     style()
-    figure, axes = plt.subplot_mosaic(
-        [["loss"] * 3, ["loss"] * 3, ["lr", "norm", "speed"]], figsize=(10, 7.5), layout="constrained"
-    )
-    for log, colour in zip(logs, COLOURS * len(logs), strict=False):
-        name = log.name if len(logs) > 1 else "training"
-        axes["loss"].plot(log.step, log.loss, color=colour, alpha=0.25, linewidth=0.8)
-        window = max(1, len(log.step) // 50)
-        axes["loss"].plot(log.step, smooth(log.loss, window), color=colour, label=f"{name}, mean of {window}")
-        if len(log.val_step):
-            label = f"validation: {log.val_loss[-1]:.4f} nats, {log.bits_per_byte[-1]:.3f} bits per byte at the end"
-            axes["loss"].plot(
-                log.val_step, log.val_loss, "o--", color=colour, mfc="white", label=label if len(logs) == 1 else None
-            )
-        axes["lr"].plot(log.step, log.lr, color=colour)
-        axes["norm"].semilogy(log.step, log.norm, color=colour)
-        axes["norm"].yaxis.set_major_formatter("{x:g}")
-        axes["norm"].yaxis.set_minor_formatter("{x:g}")
-        axes["speed"].plot(log.step, log.tok_per_sec, color=colour)
-    axes["loss"].set(xlabel="step", ylabel="loss (nats per token)")
-    axes["loss"].legend()
-    axes["lr"].set(xlabel="step", ylabel="learning rate")
-    axes["norm"].set(xlabel="step", ylabel="gradient norm")
-    axes["speed"].set(xlabel="step", ylabel="tokens/s, all processes", ylim=(0, None))
+    panels = [name for name in PANELS if any(np.isfinite(getattr(log, name)).any() for log in logs)]
+    panels += ["hellaswag"] if any(len(log.hellaswag) for log in logs) else []
+    rows: list[Any] = [["loss"] * max(1, len(panels))] * 2 + ([panels] if panels else [])
+    figure, axes = plt.subplot_mosaic(rows, figsize=(10, 7.5 if panels else 5), layout="constrained")
+    for log, name, colour in zip(logs, short_names(logs), COLOURS * len(logs), strict=False):
+        at = positions(log, log.step, x)
+        _draw_loss(axes["loss"], log, x, colour, name if len(logs) > 1 else "")
+        for panel in PANELS.keys() & set(panels):
+            axes[panel].plot(at, getattr(log, panel), color=colour)
+        if len(log.hellaswag):
+            axes["hellaswag"].plot(positions(log, log.hellaswag_step, x), log.hellaswag, ".-", color=colour)
+    for panel, axis in axes.items():
+        axis.set(xlabel=x, ylabel=PANELS.get(panel, "loss (nats per token)"))
+        if x == "tokens":
+            axis.xaxis.set_major_formatter(lambda value, _: short_count(value))
+            axis.xaxis.set_major_locator(plt.MaxNLocator(9 if panel == "loss" else 4))
+    axes["loss"].legend(fontsize="medium" if len(logs) == 1 else "small")
+    _finish_panels(axes)
     return figure
+
+
+def positions(log: Log, steps: np.ndarray, x: str) -> np.ndarray:
+    """Where on the axis `x` these steps begin. Raises UserError where the log doesn't say what that needs."""
+    if x == "tokens":
+        if not np.isfinite(log.batch_tokens):
+            raise UserError(f"{log.name} doesn't say how many tokens a step has; leave --x tokens out")
+        return steps * log.batch_tokens
+    if x == "hours":
+        if not np.isfinite(log.seconds).any():
+            raise UserError(f"{log.name} doesn't say how long a step took; leave --x hours out")
+        return np.interp(steps, [0, *(log.step + 1)], [0, *log.seconds]) / 3600
+    return steps
+
+
+def short_names(logs: list[Log]) -> list[str]:
+    """The logs' paths without the folder that all are in, at most 40 letters of each."""
+    parts = [Path(log.name).parts for log in logs]
+    shared = 0
+    while all(len(part) > shared + 1 and part[shared] == parts[0][shared] for part in parts):
+        shared += 1
+    names = [str(Path(*part[shared:])) for part in parts]
+    return [name if len(name) <= 40 else f"{name[:19]}…{name[-20:]}" for name in names]
+
+
+def _draw_loss(axis: Axes, log: Log, x: str, colour: str, name: str) -> None:
+    """The loss of every step, its running mean, and the validation loss, labelled with `name` where there is one."""
+    there = np.isfinite(log.loss)
+    at, loss = positions(log, log.step, x)[there], log.loss[there]
+    if len(loss):
+        window = max(1, len(loss) // 50)
+        axis.plot(at, loss, color=colour, alpha=0.25, linewidth=0.8)
+        axis.plot(at, smooth(loss, window), color=colour, label=f"{name or 'training'}, mean of {window}")
+    if len(log.val_step):
+        bits = log.bits_per_byte[-1]
+        last = f"{log.val_loss[-1]:.4f} nats" + (f", {bits:.3f} bits per byte" if np.isfinite(bits) else "")
+        label = f"{name}, validation: {last} at the end" if name else f"validation: {last} at the end"
+        size = 6 if len(log.val_step) < 30 else 3
+        at = positions(log, log.val_step, x)
+        axis.plot(at, log.val_loss, "o--", color=colour, mfc="white", markersize=size, label=label)
+
+
+def _finish_panels(axes: dict[str, Axes]) -> None:
+    """What is particular to a panel, where it is there."""
+    if norm := axes.get("norm"):
+        norm.set_yscale("log", nonpositive="mask")
+        norm.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        norm.yaxis.set_major_formatter("{x:g}")
+        norm.yaxis.set_minor_formatter("")
+    if speed := axes.get("tok_per_sec"):
+        speed.set_ylim(0, None)
+        speed.yaxis.set_major_formatter(lambda value, _: short_count(value))
+    if hellaswag := axes.get("hellaswag"):
+        hellaswag.set_ylabel("HellaSwag, acc_norm")
+        for name, value in HELLASWAG.items():
+            hellaswag.axhline(value, color="grey", linewidth=0.8, linestyle=":")
+            hellaswag.annotate(name, (0.02, value), xycoords=("axes fraction", "data"), fontsize=7, va="bottom")
 
 
 @dataclass(frozen=True)
 class Options:
-    """Draw the losses, learning rate, gradient norm and speed of one log or several."""
+    """Draw the losses, learning rate, gradient norm, speed and HellaSwag accuracy of one log or several, overlaid.
+
+    A log is the log.txt of a run of train_gpt2.py, or one of build-nanogpt, nanoGPT, llm.c or modded-nanogpt.
+    """
 
     logs: Annotated[tuple[Path, ...], tyro.conf.Positional] = (Path("log.txt"),)
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("loss.png")
+    x: Literal["step", "tokens", "hours"] = "step"
+    """What is drawn to the right: steps, tokens seen, or hours spent in training steps."""
 
 
 def main() -> None:
     """`python -m gpt2.plot`: see `Options`."""
     options = tyro.cli(Options, prog="python -m gpt2.plot")
-    figure: Any = plot_logs([read_log(path) for path in options.logs])
+    figure: Any = plot_logs([read_log(path) for path in options.logs], options.x)
     try:
         figure.savefig(options.out)
     except (OSError, ValueError) as error:

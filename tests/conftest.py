@@ -30,30 +30,49 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
 
 
-@pytest.fixture
-def shards(tmp_path: Path) -> Path:
+def make_shards(folder: Path) -> Path:
     """A folder of byte tokens: a val shard and train shards of odd lengths, so that sequences cross their ends."""
-    folder = tmp_path / "data"
-    folder.mkdir()
     text = np.random.default_rng(0)
     for name, tokens in (("val_000000", 1500), ("train_000001", 1013), ("train_000002", 911), ("train_000003", 1601)):
         write_shard(folder / f"{name}.npy", np.minimum(text.geometric(0.05, tokens), 256).astype(np.uint16))
     return folder
 
 
-def run_python(*words: str | Path, processes: int = 1, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run a script (or `-m module`) of this repository, under torchrun where `processes` is more than one."""
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Shards of a test's own."""
+    (tmp_path / "data").mkdir()
+    return make_shards(tmp_path / "data")
+
+
+def command(*words: str | Path, processes: int = 1, restarts: int = 0) -> dict:
+    """How to run a script (or `-m module`) of this repository, under torchrun where `processes` is more than one."""
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    done = subprocess.run([*launcher, *map(str, words)], cwd=ROOT, env=environment, capture_output=True, text=True)
+        launcher += [f"--max-restarts={restarts}"]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+    }
+    return {"args": [*launcher, *map(str, words)], "cwd": ROOT, "env": environment, "text": True}
+
+
+def run_python(*words: str | Path, processes: int = 1, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run a script (or `-m module`) of this repository to its end."""
+    done = subprocess.run(**command(*words, processes=processes), capture_output=True)
     if check and done.returncode:
         raise AssertionError(f"{words} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
     return done
 
 
-def train(shards: Path, folder: Path, *flags: str, processes: int = 1, check: bool = True):
+def train_words(shards: Path, folder: Path, *flags: str) -> list[str | Path]:
     """`train_gpt2.py demo` on a tiny model, writing into `folder`."""
-    words = ["train_gpt2.py", "demo", *TINY, "--data.shards", shards, "--log.folder", folder, *flags]
-    return run_python(*words, processes=processes, check=check)
+    return ["train_gpt2.py", "demo", *TINY, "--data.shards", shards, "--log.folder", folder, *flags]
+
+
+def train(shards: Path, folder: Path, *flags: str, processes: int = 1, check: bool = True):
+    """That, run to its end."""
+    return run_python(*train_words(shards, folder, *flags), processes=processes, check=check)

@@ -4,8 +4,9 @@ import pytest
 import torch
 from conftest import run_python
 
-from gpt2.generate import choose, generate
-from gpt2.model import GPT, GPTConfig
+from gpt2.errors import UserError
+from gpt2.generate import choose, generate, main
+from gpt2.model import GPT, GPTConfig, linear
 
 
 @pytest.fixture
@@ -30,6 +31,44 @@ def test_cached_sampling_equals_uncached(model):
         for _ in range(27):
             context = torch.cat([context, choose(model(context)[0][:, -1], generator=generator)], dim=1)
     assert torch.equal(cached, context[:, 5:])
+
+
+@pytest.mark.parametrize(("batch", "steps"), [(1, [16, 1, 1, 1]), (3, [5, 4, 1, 9]), (1, [1] * 6)])
+@pytest.mark.parametrize("width", [32, 768])  # 768: the shapes of 124M, with fewer layers and tokens
+def test_cached_logits_are_the_uncached_ones(batch, steps, width):
+    torch.manual_seed(0)
+    wide = GPT(GPTConfig(block_size=32, vocab_size=2000, n_layer=2, n_head=width // 32, n_embd=width))
+    idx = torch.randint(2000, (batch, sum(steps)))
+    uncached = wide(idx)[0]  # with gradients: through other products than without
+    cache = wide.new_cache(batch, sum(steps))
+    with torch.no_grad():
+        cached = torch.cat([wide(part, cache=cache)[0] for part in idx.split(steps, dim=1)], dim=1)
+    torch.testing.assert_close(cached, uncached, atol=1e-4, rtol=0)
+
+
+def test_a_repeated_cache_goes_on_from_the_same_context(model):
+    context, endings = torch.randint(257, (2, 7)), torch.randint(257, (6, 5))
+    cache = model.new_cache(2, 7)
+    with torch.no_grad():
+        model.hidden(context, cache)
+        cached = model(endings, cache=cache.repeated(3, 12))[0]
+        uncached = model(torch.cat([context.repeat_interleave(3, dim=0), endings], dim=1))[0][:, 7:]
+        torch.testing.assert_close(cached, uncached, atol=1e-4, rtol=0)
+        again = model(endings[::3], cache=cache.repeated(1, 12))[0]  # the first copy left it as it was
+        torch.testing.assert_close(again, uncached[::3], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(1,), (5,), (2, 3), (2, 0)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_products_without_gradients_are_those_with(shape, bias):
+    x, weight = torch.randn(*shape, 2, 48)[..., 0, :], torch.randn(40, 48)
+    b = torch.randn(40) if bias else None
+    expected = torch.nn.functional.linear(x, weight, b)
+    with torch.no_grad():
+        torch.testing.assert_close(linear(x, weight, b), expected, atol=1e-5, rtol=1e-5)
+        assert linear(x.double(), weight.double(), None).dtype == torch.float64
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert linear(x, weight, b).dtype == torch.bfloat16
 
 
 def test_greedy_is_what_transformers_generates(model, tmp_path):
@@ -82,13 +121,20 @@ def test_each_knob_gives_its_distribution(knobs, expected):
     torch.testing.assert_close(frequencies(**knobs), torch.tensor(expected), atol=0.012, rtol=0, check_dtype=False)
 
 
-def test_the_command_continues_a_prompt_the_same_way_for_a_seed(model, tmp_path):
+def command(monkeypatch, capsys, *words) -> str:
+    """What `python -m gpt2.generate` prints, without a new process."""
+    monkeypatch.setattr("sys.argv", ["generate", *map(str, words)])
+    main()
+    return capsys.readouterr().out
+
+
+def test_the_command_continues_a_prompt_the_same_way_for_a_seed(model, tmp_path, monkeypatch, capsys):
     model.save_pretrained(tmp_path / "model")
-    words = ("-m", "gpt2.generate", tmp_path, "--prompt", "abc", "--tokens", "12", "--samples", "2")
-    first, second = run_python(*words).stdout, run_python(*words).stdout
+    words = (tmp_path, "--prompt", "abc", "--tokens", "12", "--samples", "2")
+    first, second = (command(monkeypatch, capsys, *words) for _ in range(2))
     assert first == second and first.startswith("abc") and first.count("abc") == 2
-    assert run_python(*words, "--seed", "1").stdout != first
-    assert run_python(*words[:3], "--prompt", "", "--tokens", "3").returncode == 0
+    assert command(monkeypatch, capsys, *words, "--seed", "1") != first
+    assert command(monkeypatch, capsys, tmp_path, "--prompt", "", "--tokens", "3")
 
 
 @pytest.mark.parametrize(
@@ -99,9 +145,9 @@ def test_the_command_continues_a_prompt_the_same_way_for_a_seed(model, tmp_path)
         (["--top-k", "0"], "--top-k 0 is out of range"),
     ],
 )
-def test_impossible_knobs_are_refused(words, says):
-    done = run_python("-m", "gpt2.generate", "nowhere", *words, check=False)
-    assert done.returncode == 2 and says in done.stderr
+def test_impossible_knobs_are_refused(monkeypatch, capsys, words, says):
+    with pytest.raises(UserError, match=says):
+        command(monkeypatch, capsys, "nowhere", *words)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):

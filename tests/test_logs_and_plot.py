@@ -1,42 +1,64 @@
-"""log.txt is written as the contract says and read back without loss; the figure is drawn from it."""
+"""log.txt is written as the contract says and read back without loss, and so are other projects' logs; the figure
+is drawn from them."""
 
 import contextlib
 import fcntl
+import inspect
 import os
 import pty
 import struct
 import subprocess
 import sys
 import termios
+import warnings
+from types import SimpleNamespace
 
 import matplotlib.image
 import numpy as np
 import pytest
 from conftest import ROOT, run_python
 
-from gpt2.logs import RunLog, read_log
-from gpt2.plot import plot_logs
+from gpt2.errors import UserError
+from gpt2.logs import RunLog, cut_log, read_log
+from gpt2.plot import plot_logs, positions
 
 
-def make_log(path, steps: int = 30) -> None:
-    log = RunLog(path, active=True, steps=steps)
+def make_log(path, steps: int = 30, first: int = 0) -> None:
+    log = RunLog(path, active=True, steps=steps, first=first)
     log.header({"command": "train_gpt2.py --x 1: 2", "hardware": "abacus"})
-    for step in range(steps):
+    for step in range(first, steps):
         if step % 10 == 0:
             log.validation(step, 9 - step / 7, 3 - step / 50)
-        log.step(step, 10 - step / 7, 1e-3 * step, 2.5, 0.125, 4096)
+        log.step(step, 10 - step / 7, 1e-3 * step, 2.5, 0.125, 4096, epoch=step / 100, mfu=0.371)
+    log.hellaswag(steps, 2561, 10042)
     log.samples(steps, ['two\nlines | "quoted" \u2028 é'])
     log.close()
+
+
+SCRIPT = f"import sys\nfrom gpt2.logs import RunLog\n{inspect.getsource(make_log)}\nmake_log(sys.argv[1])\n"
 
 
 def test_lines_are_those_of_the_published_log(tmp_path):
     log = RunLog(tmp_path / "log.txt", active=True, steps=1)
     log.step(0, 10.955009, 1.2e-5, 15.9685, 12.70184, 524288)
     log.validation(250, 6.1631, 1.8312)
+    log.hellaswag(250, 2561, 10042)
+    log.measured(250, SimpleNamespace(loss=6.1, bits_per_byte=1.8, top1=0.25, top10=0.5))
+    log.skipped(12, "the loss is nan")
+    log.note(250, "checkpoint", "not saved\n(No space left on device)")
+    log.gpu(250, {"utilisation %": 98.0, "memory GiB": 23.456})
+    log.gpu(250, {})
+    log.norms(250, {"wte": (0.125, 31.5), "h.0": (1e-9, 2.0)})
     log.close()
     assert (tmp_path / "log.txt").read_text() == (
         "step    0 | loss: 10.955009 | lr: 1.2000e-05 | norm: 15.9685 | dt: 12701.84ms | tok/sec: 41276.54\n"
         "step  250 | val loss: 6.1631 | bits/byte: 1.8312\n"
+        "step  250 | hellaswag: 2561/10042 = 0.2550\n"
+        "step  250 | measured: loss 6.1000 | bits/byte 1.8000 | top-1 0.2500 | top-10 0.5000\n"
+        "step   12 | skipped: the loss is nan\n"
+        "step  250 | checkpoint: not saved (No space left on device)\n"
+        "step  250 | gpu: utilisation % 98 | memory GiB 23.46\n"
+        "step  250 | norms: wte 1.2500e-01 3.1500e+01 | h.0 1.0000e-09 2.0000e+00\n"
     )
 
 
@@ -51,6 +73,133 @@ def test_a_log_is_read_back_as_it_was_written(tmp_path):
     np.testing.assert_array_equal(log.val_step, [0, 10, 20])
     np.testing.assert_allclose(log.bits_per_byte, [3, 2.8, 2.6])
     assert log.header == {"command": "train_gpt2.py --x 1: 2", "hardware": "abacus"}
+    assert log.batch_tokens == 4096 and log.source == "log.txt of train_gpt2.py"
+    np.testing.assert_allclose(log.seconds, 0.125 * np.arange(1, 31))
+
+
+class Notebook:
+    """A tracker that remembers, and fails when told to."""
+
+    def __init__(self, fails_at: int | None = None):
+        self.name, self.fails_at, self.values, self.closed = "notebook", fails_at, {}, False
+
+    def log(self, step, values):
+        if step == self.fails_at:
+            raise ConnectionError("network unreachable")
+        self.values.update({(step, name): value for name, value in values.items()})
+
+    def text(self, step, name, text):
+        self.values[step, name] = text
+
+    def close(self):
+        self.closed = True
+
+
+def test_every_value_also_goes_to_the_trackers(tmp_path):
+    seen = Notebook()
+    log = RunLog(tmp_path / "log.txt", active=True, steps=2, trackers=[seen])
+    log.header({"command": "train_gpt2.py"})
+    log.step(1, 3.5, 1e-3, 2.5, 0.5, 4096, epoch=0.25, mfu=0.4)
+    log.validation(1, 3.25, 1.5)
+    log.hellaswag(1, 1, 4)
+    log.measured(1, SimpleNamespace(loss=3.0, bits_per_byte=1.4, top1=0.25, top10=0.5))
+    log.samples(1, ["a", "b"])
+    log.skipped(1, "the loss is nan")
+    log.gpu(1, {"temperature C": 61.0})
+    log.norms(1, {"h.0": (0.5, 2.0)})
+    log.close()
+    assert seen.closed and seen.values == {
+        **{(0, "run"): "command: train_gpt2.py", (1, "samples"): "a\n\nb"},
+        **{(1, f"train/{name}"): value for name, value in (("loss", 3.5), ("lr", 1e-3), ("norm", 2.5), ("ms", 500.0))},
+        **{(1, "train/tok_per_sec"): 8192.0, (1, "train/tokens"): 8192.0, (1, "train/epoch"): 0.25},
+        **{
+            (1, "train/mfu"): 0.4,
+            (1, "val/loss"): 3.25,
+            (1, "val/bits_per_byte"): 1.5,
+            (1, "hellaswag/accuracy"): 0.25,
+        },
+        **{(1, "measured/loss"): 3.0, (1, "measured/bits_per_byte"): 1.4, (1, "train/skipped"): 1.0},
+        **{(1, "measured/top-1"): 0.25, (1, "measured/top-10"): 0.5, (1, "gpu/temperature C"): 61.0},
+        **{(1, "gradient_norm/h.0"): 0.5, (1, "weight_norm/h.0"): 2.0},
+    }
+
+
+def test_a_tracker_that_fails_is_given_up_once_and_the_run_goes_on(tmp_path):
+    broken, sound = Notebook(fails_at=1), Notebook()
+    sound.close = lambda: 1 / 0
+    log = RunLog(tmp_path / "log.txt", active=True, steps=3, trackers=[broken, sound])
+    for step in range(3):
+        log.step(step, 1.0, 1.0, 1.0, 1.0, 1)
+    log.close()
+    lines = (tmp_path / "log.txt").read_text().split("\n")
+    assert [line for line in lines if "notebook" in line] == [
+        "step    1 | notebook: given up, the run goes on without it (network unreachable)",
+        "step    3 | notebook: given up, the run goes on without it (division by zero)",
+    ]
+    assert {step for step, _ in sound.values} == {0, 1, 2} and {step for step, _ in broken.values} == {0}
+
+
+def test_a_resumed_log_goes_on_from_where_the_checkpoint_stood(tmp_path):
+    path = tmp_path / "log.txt"
+    log = RunLog(path, active=True, steps=30)
+    for step in range(20):
+        if step == 10:
+            position = log.position()
+        log.step(step, 1.0 + step, 1.0, 1.0, 1.0, 1)
+    with open(path, "a") as file:  # killed within a line
+        file.write("step   20 | lo")
+    cut_log(path, position)
+    assert path.read_bytes().count(b"\n") == 10 and path.stat().st_size == position
+    make_log(path, first=10)
+    whole = read_log(path)
+    np.testing.assert_array_equal(whole.step, np.arange(30))
+    np.testing.assert_allclose(whole.loss[:10], 1 + np.arange(10))
+    np.testing.assert_allclose(whole.loss[10:], 10 - np.arange(10, 30) / 7, atol=1e-6)
+    before = path.read_bytes()
+    cut_log(path, len(before) + 1)
+    assert path.read_bytes() == before
+
+
+def test_a_terminal_without_these_letters_does_not_end_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", open(tmp_path / "terminal", "w", encoding="ascii"))  # noqa: SIM115
+    make_log(tmp_path / "log.txt")
+    sys.stdout.close()
+    assert "\\xe9" in (tmp_path / "terminal").read_text() and "é" in (tmp_path / "log.txt").read_text()
+
+
+def test_the_bar_of_a_resumed_run_goes_on_from_its_first_step(tmp_path):
+    """So that the time left is reckoned from the steps of this process alone."""
+    log = RunLog(tmp_path / "log.txt", active=True, steps=30, first=10)
+    assert (log.bar.n, log.bar.total) == (10, 30)
+    log.close()
+
+
+def test_a_new_line_is_begun_where_a_killed_run_left_half_of_one(tmp_path):
+    (tmp_path / "log.txt").write_text("step    0 | lo")
+    make_log(tmp_path / "log.txt", steps=1)
+    assert "step    0 | lo\n# command" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_full_disk_holds_lines_back_and_does_not_end_the_run(tmp_path, capsys):
+    log = RunLog(tmp_path / "log.txt", active=True, steps=4)
+    disk, full = os.dup(log.file.fileno()), os.open("/dev/full", os.O_WRONLY)
+    for step in range(4):
+        if step in (1, 3):
+            os.dup2(full if step == 1 else disk, log.file.fileno())
+        log.step(step, 1.0, 1.0, 1.0, 1.0, 1)
+    log.close()
+    assert capsys.readouterr().out.count("can't be written (No space left on device)") == 1
+    np.testing.assert_array_equal(read_log(tmp_path / "log.txt").step, np.arange(4))
+
+
+def test_a_closed_terminal_does_not_end_the_run(tmp_path):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-c", SCRIPT, tmp_path / "log.txt"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, cwd=ROOT, text=True)
+    os.close(write)
+    assert "Traceback" not in done.stderr
+    assert len(read_log(tmp_path / "log.txt").step) == 30
 
 
 def test_losses_that_are_not_numbers_are_read_too(tmp_path):
@@ -87,6 +236,7 @@ def test_the_figure_shows_everything_in_the_log(tmp_path):
         ("learning rate", log.step, log.lr),
         ("gradient norm", log.step, log.norm),
         ("tokens/s, all processes", log.step, log.tok_per_sec),
+        ("HellaSwag, acc_norm", log.hellaswag_step, log.hellaswag),
     ):
         drawn = [line.get_xydata() for line in axes[label].lines]
         assert any(np.array_equal(line, np.column_stack([x, y])) for line in drawn), label
@@ -94,7 +244,7 @@ def test_the_figure_shows_everything_in_the_log(tmp_path):
 
 def test_a_terminal_gets_a_bar_and_a_file_plain_lines(tmp_path):
     script = tmp_path / "script.py"
-    script.write_text("from test_logs_and_plot import make_log\nimport sys\nmake_log(sys.argv[1])\n")
+    script.write_text(SCRIPT)
     piped = run_python(script, tmp_path / "piped.txt")
     terminal, ours = pty.openpty()
     fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
@@ -108,18 +258,161 @@ def test_a_terminal_gets_a_bar_and_a_file_plain_lines(tmp_path):
             shown += part.decode(errors="replace")
     assert process.wait() == 0
     assert "30/30" in shown and "step/s" in shown
+    assert "loss 5.8571, 123k tokens, epoch 0.29, MFU 37.1%" in shown
     assert "step/s" not in piped.stdout + piped.stderr and "step   29 | loss" in piped.stdout
     assert (tmp_path / "piped.txt").read_text() == (tmp_path / "shown.txt").read_text()
 
 
-@pytest.mark.parametrize(
-    "content", [None, "", "no log\n", "step    0 | loss: foo | lr: 1 | norm: 1 | dt: 1ms | tok/sec: 1"]
-)
+NO_LOGS = ["", "no log\n", b"\xff\x00", "step    0 | loss: foo | lr: 1 | norm: 1 | dt: 1ms | tok/sec: 1"]
+
+
+@pytest.mark.parametrize("content", [None, *NO_LOGS])
 def test_a_file_that_is_no_log_is_refused(tmp_path, content):
     if content is not None:
-        (tmp_path / "log.txt").write_text(content)
+        (tmp_path / "log.txt").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=r"log.txt.*give the log.txt of a run"):
+        read_log(tmp_path / "log.txt")
+
+
+def test_a_refusal_is_one_sentence(tmp_path):
     done = run_python("-m", "gpt2.plot", tmp_path / "log.txt", check=False)
-    assert done.returncode == 2 and "give the log.txt of a run" in done.stderr
+    assert done.returncode == 2 and done.stderr.startswith("error: can't read the log") and done.stderr.count("\n") == 1
+
+
+PEERS = {
+    "build-nanogpt": "0 val 10.9500\n0 hella 0.2463\n0 train 10.955009\n1 train 10.600123\n2 val 9.5000\n"
+    "2 hella 0.2512\n2 train 9.450001\n3 train 8.1",
+    "build-nanogpt, printed": "using device: cuda:0\ntotal desired batch size: 524288\nvalidation loss: 10.9500\n"
+    "HellaSwag accuracy: 2473/10042=0.2463\n"
+    "step     0 | loss: 10.955009 | lr 8.3916e-07 | norm: 15.3660 | dt: 524.29ms | tok/sec: 1000000.00\n"
+    "step     1 | loss: 10.600123 | lr 1.6783e-06 | norm: 12.0001 | dt: 524.29ms | tok/sec: 1000000.00\n"
+    "validation loss: 9.5000\nHellaSwag accuracy: 2522/10042=0.2512\nrank 0 sample 0: Hello, I'm a step\n"
+    "step     2 | loss: 9.450001 | lr 2.5175e-06 | norm: 8.5000 | dt: 524.29ms | tok/sec: 1000000.00\nvalidation los",
+    "nanoGPT": "tokens per iteration will be: 491,520\nnum decayed parameter tensors: 50\n"
+    "step 0: train loss 10.9489, val loss 10.9500\niter 0: loss 10.9550, time 20000.00ms, mfu -100.00%\n"
+    "iter 1: loss 10.6001, time 500.00ms, mfu 35.12%\nsaving checkpoint to out\n"
+    "step 2: train loss 9.4989, val loss 9.5000\niter 2: loss 9.4500, time 500.00ms, mfu 35.12%\niter 3: loss 9.",
+    "llm.c": "s:0 tel:10.9500\ns:0 eval:0.2463\ns:0 trl:10.9550 lr:0.000001 norm:15.37\n"
+    "s:1 trl:10.6001 lr:0.000002 norm:12.00\ns:2 tel:9.5000\ns:2 eval:0.2512\ns:2 trl:9.4500 lr:0.000003 norm:8.50\n"
+    "s:3 trl:8.1234 lr:0.00",
+    "llm.c, from Python": "s:0 tel:10.950000\ns:0 trl:10.955009\ns:1 trl:10.600123\n"
+    "s:2 tel:9.500000\ns:2 trl:9.450001\n",
+    "modded-nanogpt": 'import os\n# rate: 1\nprint(f"step:{step}/{n} val_loss:{val_loss:.4f} train_time:{t:.0f}ms")\n'
+    "====\nstep:0/3 val_loss:10.9500 train_time:300ms step_avg:nanms\n"
+    "step:1/3 train_loss:10.9550 train_time:9000ms step_avg:nanms\n"
+    "step:2/3 train_loss:10.6001 train_time:9500ms step_avg:nanms\n"
+    "step:2/3 val_loss:9.5000 train_time:9500ms step_avg:nanms\n"
+    "step:3/3 train_loss:9.4500 train_time:10000ms step_avg:500.00ms\nstep:3/3 val_lo",
+}
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_other_projects_logs_are_read_by_their_lines(tmp_path, name):
+    (tmp_path / "any.name").write_text(PEERS[name])
+    log = read_log(tmp_path / "any.name")
+    assert log.source == name.split(",")[0] and log.header == {}
+    np.testing.assert_array_equal(log.step, [0, 1, 2])
+    np.testing.assert_allclose(log.loss, [10.955, 10.6001, 9.45], atol=1e-4)
+    np.testing.assert_array_equal(log.val_step, [0, 2])
+    np.testing.assert_allclose(log.val_loss, [10.95, 9.5])
+    if "hella" in PEERS[name].lower() or "eval" in PEERS[name]:
+        np.testing.assert_array_equal(log.hellaswag_step, [0, 2])
+        np.testing.assert_allclose(log.hellaswag, [0.2463, 0.2512])
+    assert np.isnan(log.bits_per_byte).all()
+
+
+def test_what_other_projects_say_of_speed_is_read(tmp_path):
+    logs = {}
+    for name in ("build-nanogpt, printed", "nanoGPT", "modded-nanogpt", "llm.c"):
+        (tmp_path / "log").write_text(PEERS[name])
+        logs[name] = read_log(tmp_path / "log")
+    lecture, nano, modded, c = logs.values()
+    assert (lecture.batch_tokens, nano.batch_tokens) == (524288, 491520)
+    np.testing.assert_allclose(nano.tok_per_sec, [24576, 983040, 983040])
+    np.testing.assert_allclose(modded.seconds, [9, 9.5, 10])
+    np.testing.assert_allclose(modded.dt, [9000, 500, 500])
+    assert np.isnan(c.seconds).all() and np.isnan(modded.tok_per_sec).all() and np.isnan(c.batch_tokens)
+    np.testing.assert_allclose(c.norm, [15.37, 12, 8.5])
+
+
+def test_every_tenth_iteration_stands_for_ten(tmp_path):
+    """nanoGPT prints every tenth, and its evaluation counts in one of them alone."""
+    times = {0: 5000, 10: 100, 20: 3000, 30: 100, 40: 100}
+    lines = (f"iter {i}: loss 4.0000, time {t}.00ms, mfu 30.00%\n" for i, t in times.items())
+    (tmp_path / "log").write_text("".join(lines))
+    np.testing.assert_allclose(read_log(tmp_path / "log").seconds, [5, 6, 9.9, 10.9, 11.9])
+
+
+def test_a_clock_that_was_set_back_goes_on(tmp_path):
+    """modded-nanogpt's early records start their clock again after the tenth step."""
+    clock = [70000, 70200, 200, 400, 600]
+    lines = (f"step:{i}/5 train_loss:5.0000 train_time:{t}ms step_avg:nanms\n" for i, t in enumerate(clock, 1))
+    (tmp_path / "log").write_text("".join(lines))
+    np.testing.assert_allclose(read_log(tmp_path / "log").seconds, [70, 70.2, 70.4, 70.6, 70.8])
+
+
+def test_steps_that_were_made_again_after_a_crash_count_once(tmp_path):
+    again = "".join(
+        f"s:{s} trl:{loss:.4f} lr:0.000001 norm:1.00\n" for s, loss in [(0, 9), (1, 8), (2, 7), (3, 6), (2, 5)]
+    )
+    (tmp_path / "main.log").write_text("s:0 tel:9.0000\n" + again)
+    np.testing.assert_allclose(read_log(tmp_path / "main.log").loss, [9, 8, 5])
+
+
+@pytest.mark.parametrize("x", ["step", "tokens", "hours"])
+def test_any_logs_overlay_in_one_figure(tmp_path, x):
+    make_log(tmp_path / "own.txt")
+    (tmp_path / "lecture.txt").write_text(PEERS["build-nanogpt, printed"])
+    (tmp_path / "nano.txt").write_text(PEERS["nanoGPT"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = plot_logs([read_log(tmp_path / f"{name}.txt") for name in ("own", "lecture", "nano")], x)
+        figure.savefig(tmp_path / "all.png")
+    loss = figure.axes[0]
+    labels = [text.get_text() for text in loss.get_legend().get_texts()]
+    for name in ("own.txt", "lecture.txt", "nano.txt"):
+        assert sum(label.startswith(f"{name}, validation: ") for label in labels) == 1
+        assert sum(label.startswith(f"{name}, mean of ") for label in labels) == 1
+    assert {axis.get_xlabel() for axis in figure.axes} == {x}
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_a_panel_without_numbers_is_left_out(tmp_path, name):
+    (tmp_path / "log").write_text(PEERS[name])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = plot_logs([read_log(tmp_path / "log")])
+        figure.savefig(tmp_path / "one.png")
+    for axis in figure.axes:
+        drawn = [np.asarray(line.get_ydata(), dtype=float) for line in axis.lines]
+        assert any(np.isfinite(values).any() for values in drawn), axis.get_ylabel()
+    assert ("HellaSwag, acc_norm" in {axis.get_ylabel() for axis in figure.axes}) == (
+        "hella" in PEERS[name].lower() or "eval" in PEERS[name]
+    )
+
+
+def test_tokens_and_hours_are_those_of_the_run(tmp_path):
+    make_log(tmp_path / "log.txt")
+    log = read_log(tmp_path / "log.txt")
+    np.testing.assert_allclose(positions(log, log.val_step, "tokens"), [0, 40960, 81920])
+    np.testing.assert_allclose(positions(log, log.val_step, "hours") * 3600, [0, 1.25, 2.5])
+    (tmp_path / "log.txt").write_text("# tokens: 4,096,000 = 2,000 steps of 2,048; 1e18 FLOPs\n" + PEERS["llm.c"])
+    for x, says in (("tokens", "how many tokens a step has"), ("hours", "how long a step took")):
+        with pytest.raises(UserError, match=says):
+            plot_logs([read_log(tmp_path / "log.txt")], x)
+
+
+def test_the_header_says_how_many_tokens_a_step_has(tmp_path):
+    make_log(tmp_path / "log.txt")
+    with open(tmp_path / "log.txt", "a") as file:
+        file.write("# tokens: 4,096,000 = 2,000 steps of 2,048; 2.90e+13 FLOPs\n")
+    assert read_log(tmp_path / "log.txt").batch_tokens == 2048
+
+
+def test_a_refused_file_lists_the_logs_that_are_read(tmp_path):
+    (tmp_path / "log.txt").write_text("tokens per iteration will be: 491,520\n")
+    with pytest.raises(UserError, match=r"build-nanogpt, nanoGPT, llm\.c, modded-nanogpt"):
+        read_log(tmp_path / "log.txt")
 
 
 def test_an_unwritable_picture_is_refused(tmp_path):

@@ -8,7 +8,8 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run_python, train
+from conftest import ROOT, make_shards, run_python, train
+from safetensors.torch import load_file
 from transformers import GPT2LMHeadModel
 
 import train_gpt2
@@ -33,6 +34,48 @@ def test_one_process_of_eight_micro_steps_equals_two_of_four(shards, tmp_path):
         np.testing.assert_allclose(log.val_loss, logs["1x8"].val_loss, atol=1e-4, rtol=0)
         np.testing.assert_array_equal(log.lr, logs["1x8"].lr)
     assert logs["1x8"].loss[-1] < logs["1x8"].loss[0] - 0.2
+
+
+FIFTY = ("--schedule.steps", "50", "--system.micro-batch", "1", "--log.norms-every", "10")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """50 steps in one process."""
+    shards = make_shards(tmp_path_factory.mktemp("zero"))
+    train(shards, shards / "alone", *FIFTY)
+    return shards
+
+
+@pytest.mark.parametrize(("processes", "zero"), [(2, 0), (2, 1), (2, 2), (2, 3), (4, 0), (4, 1), (4, 2), (4, 3)])
+def test_what_is_divided_over_processes_changes_no_number(alone, tmp_path, processes, zero):
+    """Losses, the true global gradient norm, norms of layers, validation, and the exported weights."""
+    train(alone, tmp_path / "run", *FIFTY, "--system.zero", str(zero), processes=processes)
+    one, many = (read_log(folder / "log.txt") for folder in (alone / "alone", tmp_path / "run"))
+    np.testing.assert_allclose(many.loss, one.loss, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(many.norm, one.norm, atol=2e-4, rtol=0)
+    np.testing.assert_allclose(many.val_loss, one.val_loss, atol=1e-4, rtol=0)
+    ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (tmp_path / "run", alone / "alone"))
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], atol=1e-4, rtol=0)
+    norms = [layer_norms(folder / "log.txt") for folder in (alone / "alone", tmp_path / "run")]
+    assert norms[0].shape == norms[1].shape == (5, 5, 2)  # wte, wpe, h.0, h.1, ln_f: gradient, weight
+    np.testing.assert_allclose(norms[1], norms[0], atol=2e-3)
+
+
+def layer_norms(log):
+    """Every `norms` line of a log: steps × layers × (gradient, weight)."""
+    lines = [line.split("norms: ")[1] for line in log.read_text().splitlines() if "norms: " in line]
+    return np.array([[layer.split(" ")[1:] for layer in line.split(" | ")] for line in lines], dtype=float)
+
+
+@pytest.mark.parametrize("what", ["mlp", "block"])
+@pytest.mark.parametrize(("processes", "zero"), [(1, 0), (2, 3)])
+def test_recomputing_changes_no_number(alone, tmp_path, what, processes, zero):
+    flags = (*FIFTY, "--system.recompute", what, "--system.zero", str(zero), "--eval.sample-every", "25")
+    train(alone, tmp_path / "run", *flags, processes=processes)
+    one, many = (read_log(folder / "log.txt") for folder in (alone / "alone", tmp_path / "run"))
+    np.testing.assert_allclose(many.loss, one.loss, atol=1e-5, rtol=0)
 
 
 def test_a_run_is_the_same_to_the_last_digit_when_repeated(shards, tmp_path):
@@ -166,9 +209,9 @@ def wrong(shards, tmp_path, *flags: str) -> str:
         (("--model.init", "d13"), "unknown model 'd13'; known: d6, d12"),
         (("--model.n-head", "3"), "n_embd 32 is not divisible by n_head 3"),
         (("--system.device", "cuda"), "--system.device cuda is not to be had by 1 process"),
-        (("--optim.clip", "-1"), "--optim.clip -1.0 is out of range; give 0 to inf"),
-        (("--schedule.warmup", "-1"), "--schedule.warmup -1 is out of range; give 0 to inf"),
-        (("--schedule.steps", "0"), "--schedule.steps 0 is out of range; give 1 to inf"),
+        (("--optim.clip", "-1"), "--optim.clip -1.0 is out of range; give 0 or more"),
+        (("--schedule.warmup", "-1"), "--schedule.warmup -1 is out of range; give 0 or more"),
+        (("--schedule.steps", "0"), "--schedule.steps 0 is out of range; give 1 or more"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, tuple) else "",
 )
@@ -193,9 +236,10 @@ def test_a_damaged_shard_is_named(shards, tmp_path):
 def test_a_run_is_never_replaced_unasked(shards, tmp_path):
     train(shards, tmp_path / "run")
     before = (tmp_path / "run" / "log.txt").read_text()
-    again = train(shards, tmp_path / "run", check=False)
-    assert again.returncode == 2 and "holds a run already" in again.stderr
-    assert (tmp_path / "run" / "log.txt").read_text() == before
+    for flags, says in ((("--optim.lr", "1"), "optim.lr 0.003 → 1.0"), (("--resume", "never"), "holds a run already")):
+        again = train(shards, tmp_path / "run", *flags, check=False)
+        assert again.returncode == 2 and says in again.stderr
+        assert (tmp_path / "run" / "log.txt").read_text() == before
     train(shards, tmp_path / "run", "--log.overwrite", "--schedule.steps", "2")
     assert len(read_log(tmp_path / "run" / "log.txt").loss) == 2
 

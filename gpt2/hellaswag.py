@@ -1,0 +1,283 @@
+"""HellaSwag, completion style: of four endings, the model should find the true one the least surprising.
+
+Holds:    `load_items`, `prepare`, `score_batch`, `score_items`, and `python -m gpt2.hellaswag MODEL`.
+Built in: notebook 11.
+Imports:  torch, tyro, datasets (to download), gpt2.distributed, gpt2.evaluate, gpt2.generate, gpt2.tokenizer.
+
+An ending's score is its loss after the context. `acc` compares the summed loss, which favours short endings; `acc_norm`
+the mean loss per token. Guessing gives 0.25. Items whose contexts are equally long go through the model together: the
+contexts once, unpadded, into the key-value cache, then all endings after them.
+
+Source: Zellers et al., "HellaSwag: Can a Machine Really Finish Your Sentence?" (arXiv 1905.07830); scored like the
+published 124M figures (acc 0.2859, acc_norm 0.2955).
+"""
+
+import itertools
+import json
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import torch
+import tyro
+from torch import Tensor
+
+from gpt2.distributed import Processes, choose_precision, start, stop
+from gpt2.errors import UserError, run_command, speaks
+from gpt2.evaluate import evaluating, token_losses
+from gpt2.generate import load
+from gpt2.model import GPT
+from gpt2.tokenizer import get_encoding
+
+ON_THE_HUB = "Rowan/hellaswag"
+ENDINGS = 4
+BATCH_TOKENS = 4096  # positions computed at a time: enough to fill a GPU, few enough to spread over eight
+
+
+@dataclass(frozen=True)
+class Item:
+    """A context and four endings, of which `label` (0 … 3) is the true one."""
+
+    context: str
+    endings: tuple[str, ...]
+    label: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Encoded items whose contexts are equally long; `index` is their place in the list they come from."""
+
+    index: Tensor  # (B,)
+    contexts: Tensor  # (B, T)
+    endings: Tensor  # (B, 4, L), filled up with zeros on the right
+    lengths: Tensor  # (B, 4): tokens of each ending
+    labels: Tensor  # (B,)
+
+    @property
+    def cost(self) -> int:
+        """Positions that the model computes."""
+        return self.contexts.numel() + self.endings[..., :-1].numel()
+
+
+@dataclass(frozen=True)
+class Result:
+    """How many of `total` items the model got right by summed loss, and by mean loss per token."""
+
+    correct: int
+    correct_norm: int
+    total: int
+
+    @property
+    def acc(self) -> float:
+        return self.correct / self.total
+
+    @property
+    def acc_norm(self) -> float:
+        return self.correct_norm / self.total
+
+
+def load_items(source: str = ON_THE_HUB, limit: int | None = None) -> list[Item]:
+    """The first `limit` items (default: all) of a jsonl file, or of a Hugging Face dataset's validation split.
+
+    Every line or row has `ctx`, four `endings` and a `label` from 0 to 3. Raises UserError where there is no such file
+    or dataset, where it is empty, or for the first malformed line, by its number.
+    """
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit {limit} is too few items to score; give at least 1")
+    rows = _from_file(Path(source)) if _is_file(source) else _from_hub(source)
+    items = [_checked(row, place) for place, row in itertools.islice(rows, limit)]
+    if not items:
+        raise UserError(f"{source} holds no items; give a jsonl file with one item a line")
+    return items
+
+
+def _is_file(source: str) -> bool:
+    return Path(source).is_file() or Path(source).suffix in (".json", ".jsonl")
+
+
+def _from_file(path: Path) -> Iterator[tuple[str, Any]]:
+    """Each line that is not blank: where it is, and what it says."""
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    try:
+                        yield f"{path}, line {number}", json.loads(line)
+                    except ValueError as error:
+                        raise UserError(f"{path}, line {number} is not JSON ({error}); mend or delete it") from None
+    except OSError as error:
+        raise UserError(f"can't read {path} ({error.strerror}); give a jsonl file of HellaSwag items") from None
+
+
+def _from_hub(name: str) -> Iterator[tuple[str, Any]]:
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset(name, split="validation")
+    except Exception as error:  # offline, unknown name, no permission: no common base
+        raise UserError(
+            f"the dataset {name} can't be had ({type(error).__name__}); give a local file with ctx, endings and label "
+            "in every line: --items hellaswag_val.jsonl"
+        ) from None
+    for number, row in enumerate(rows, 1):
+        yield f"{name}, row {number}", row
+
+
+def _checked(row: Any, place: str) -> Item:
+    """The row as an Item. Raises UserError that says what is wrong with it."""
+    if not isinstance(row, dict):
+        raise UserError(f"{place} is not an object with ctx, endings and label")
+    for field in ("ctx", "endings", "label"):
+        if field not in row:
+            raise UserError(f"{place} has no {field!r}; every item needs ctx, endings and label")
+    context, endings, label = row["ctx"], row["endings"], str(row["label"])  # on the hub the label is a string
+    if not isinstance(context, str):
+        raise UserError(f"{place}: ctx is {context!r}, not text")
+    if not isinstance(endings, list) or len(endings) != ENDINGS or not all(isinstance(e, str) for e in endings):
+        raise UserError(f"{place}: endings is {endings!r}, not a list of {ENDINGS} texts")
+    if label not in ("0", "1", "2", "3"):
+        raise UserError(f"{place}: label is {row['label']!r}, not 0, 1, 2 or 3")
+    return Item(context, tuple(endings), int(label))
+
+
+def prepare(items: Sequence[Item], vocab_size: int, block_size: int, batch_tokens: int = BATCH_TOKENS) -> list[Batch]:
+    """Encode the items and put those with equally long contexts together; do this once, and score often.
+
+    A batch computes at most `batch_tokens` positions (or is a single item). Where context and ending are more than
+    `block_size` tokens, the context loses its beginning. Raises UserError for a block of one token.
+    """
+    if block_size < 2:
+        raise UserError(f"a block of {block_size} token has no room for a context and an ending; give another model")
+    encoding = get_encoding(vocab_size)
+    groups: dict[int, list[_Encoded]] = {}  # by length of the context
+    for i, item in enumerate(items):
+        endings = [encoding.encode_ordinary(" " + ending)[: block_size - 1] for ending in item.endings]
+        longest = max(map(len, endings))
+        context = (encoding.encode_ordinary(item.context) or [encoding.eot_token])[longest - block_size :]
+        groups.setdefault(len(context), []).append(_Encoded(i, context, endings, longest, item.label))
+    batches = []
+    for length in sorted(groups):
+        group = sorted(groups[length], key=lambda one: one.longest, reverse=True)
+        while group:
+            size = max(1, batch_tokens // (length + ENDINGS * (group[0].longest - 1)))
+            batches.append(_batch(group[:size]))
+            group = group[size:]
+    return batches
+
+
+class _Encoded(NamedTuple):
+    index: int
+    context: list[int]
+    endings: list[list[int]]
+    longest: int  # tokens of the longest ending
+    label: int
+
+
+def _batch(group: list[_Encoded]) -> Batch:
+    """Items in order of their longest ending, the longest first."""
+    filled = [[ending + [0] * (group[0].longest - len(ending)) for ending in one.endings] for one in group]
+    return Batch(
+        index=torch.tensor([one.index for one in group]),
+        contexts=torch.tensor([one.context for one in group]),
+        endings=torch.tensor(filled),
+        lengths=torch.tensor([[len(ending) for ending in one.endings] for one in group]),
+        labels=torch.tensor([one.label for one in group]),
+    )
+
+
+def score_batch(model: GPT, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Summed loss (nats) and mean loss (nats per token) of every ending after its context, each (B, 4) on the CPU."""
+    device = next(model.parameters()).device
+    contexts = batch.contexts.to(device)  # (B, T)
+    endings, lengths = (a.to(device).flatten(0, 1) for a in (batch.endings, batch.lengths))  # (4B, L), (4B,)
+    B, L = contexts.size(0), endings.size(1)
+    cache = model.new_cache(B, contexts.size(1))
+    before = model.hidden(contexts, cache)[:, -1:].repeat_interleave(ENDINGS, dim=0)  # (4B, 1, C)
+    if L > 1:  # an ending's last token predicts nothing, so it is not computed
+        inside = model.hidden(endings[:, :-1], cache.repeated(ENDINGS, contexts.size(1) + L - 1))
+        before = torch.cat([before, inside], dim=1)  # (4B, L, C): position t is what comes before token t
+    real = torch.arange(L, device=device) < lengths[:, None]  # (4B, L); causality keeps the filling from the others
+    losses = torch.zeros(real.shape, device=device)
+    losses[real] = token_losses(model, before[real], endings[real])
+    sums = losses.sum(dim=1)
+    return sums.view(B, ENDINGS).cpu(), (sums / lengths).view(B, ENDINGS).cpu()
+
+
+def score_items(model: GPT, batches: Sequence[Batch], processes: Processes, precision: str) -> Result:
+    """How many items the model gets right, over all processes; the batches are those of `prepare`.
+
+    `model` is the plain one, neither compiled nor wrapped; its mode and gradients are left as they are. The batches
+    are the same for any number of processes, so the result is too.
+    """
+    correct = correct_norm = total = 0
+    with evaluating(model, processes.device, precision):
+        for batch in deal(batches, processes.world_size)[processes.rank]:
+            sums, means = score_batch(model, batch)
+            correct += int((sums.argmin(dim=1) == batch.labels).sum())
+            correct_norm += int((means.argmin(dim=1) == batch.labels).sum())
+            total += len(batch.labels)
+    return Result(*map(int, processes.sum(correct, correct_norm, total)))
+
+
+def deal(batches: Iterable[Batch], hands: int) -> list[list[Batch]]:
+    """The batches in `hands` piles of about equal cost: the dearest first, each to the pile that has least."""
+    piles: list[list[Batch]] = [[] for _ in range(hands)]
+    costs = [0] * hands
+    for batch in sorted(batches, key=lambda b: b.cost, reverse=True):
+        cheapest = costs.index(min(costs))
+        piles[cheapest].append(batch)
+        costs[cheapest] += batch.cost
+    return piles
+
+
+@dataclass(frozen=True)
+class Options:
+    """HellaSwag: how often a model finds the true one of four endings the likeliest."""
+
+    model: Annotated[str, tyro.conf.Positional]
+    """Run folder, Hugging Face folder, or a published name such as gpt2."""
+    items: str = ON_THE_HUB
+    """A jsonl file with ctx, endings and label in every line, or a Hugging Face dataset (a name or a folder)."""
+    limit: int | None = None
+    """Score only the first N items [all]."""
+    precision: Literal["auto", "bf16", "fp16", "tf32", "fp32"] = "auto"
+    """auto: bf16 where the hardware has matrix units for it, else fp16 on CUDA, else fp32."""
+
+
+def main() -> None:
+    """`python -m gpt2.hellaswag`: see `Options`."""
+    options = tyro.cli(Options, prog="python -m gpt2.hellaswag", console_outputs=speaks())
+    processes = start()
+    try:
+        report(options, processes)
+    finally:
+        stop()
+
+
+def report(options: Options, processes: Processes) -> None:
+    """Score, and print one line from the first process. Raises UserError where model or items can't be had."""
+    items = load_items(options.items, options.limit)
+    model = load(options.model).to(processes.device)
+    precision = choose_precision(processes.device, options.precision)
+    torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
+    batches = prepare(items, model.config.vocab_size, model.config.block_size)
+    started = time.perf_counter()
+    result = score_items(model, batches, processes, precision)
+    speed = result.total / (time.perf_counter() - started)
+    if processes.is_first:
+        counts = (("acc", result.correct), ("acc_norm", result.correct_norm))
+        scores = " | ".join(f"{name} {share(right, result.total)}" for name, right in counts)
+        print(f"{options.model}: HellaSwag {scores} | {speed:.1f} items/s, {precision}")
+
+
+def share(right: int, total: int) -> str:
+    """`2561/10042 = 0.2550 ± 0.0043`: the fraction, and the standard error of a binomial one."""
+    p = right / total
+    return f"{right}/{total} = {p:.4f} ± {math.sqrt(p * (1 - p) / total):.4f}"
+
+
+if __name__ == "__main__":
+    run_command(main)

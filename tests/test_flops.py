@@ -1,0 +1,328 @@
+"""The plan of a run beside what PyTorch really does: parameters, FLOPs, bytes kept, bytes at the peak, bytes sent."""
+
+import dataclasses
+import json
+import weakref
+from collections.abc import Iterator
+
+import pytest
+import torch
+from conftest import run_python
+from torch.autograd.graph import saved_tensors_hooks
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from gpt2 import flops
+from gpt2.distributed import Processes, accumulating, autocast, recompute, start, stop, wrap
+from gpt2.errors import UserError
+from gpt2.hardware import HARDWARE
+from gpt2.memory import RECOMPUTE, Setup, activation_bytes, bytes_sent, memory
+from gpt2.model import GPT, GPTConfig
+from gpt2.optim import make_adamw
+from gpt2.plan import Options, make_plan, report
+
+CPU = torch.device("cpu")
+SMALL = GPTConfig(block_size=576, vocab_size=1000, n_layer=3, n_head=2, n_embd=64)
+SHORT = GPTConfig(block_size=192, vocab_size=300, n_layer=3, n_head=4, n_embd=128)  # a CPU keeps the T × T maps
+GROUPS = GPTConfig(block_size=520, vocab_size=300, n_layer=5, n_head=2, n_embd=128)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models so small are slower on two threads than on one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def setup(config: GPTConfig, **changes) -> Setup:
+    return Setup(**{"micro_batch": 2, "micro_steps": 2, "fused": config.block_size > 512, **changes})
+
+
+# ---- counts ----
+
+
+@pytest.mark.parametrize("name", ["d6", "gpt2", "gpt2-xl"])
+def test_parameters_by_part_are_those_of_the_model(name):
+    with torch.device("meta"):
+        model = GPT(GPTConfig.from_descriptor(name))
+    parts = dict.fromkeys(flops.parameters(model.config), 0)
+    words = {"wte": "token table", "wpe": "position table", "attn": "attention", "mlp": "MLP", "ln_": "norms"}
+    for key, p in model.named_parameters():
+        parts[next(part for word, part in words.items() if f".{word}" in key)] += p.numel()
+    assert flops.parameters(model.config) == parts
+    assert flops.published_parameters(model.config) == model.num_params()
+
+
+def test_the_published_size_and_work_of_the_lecture_run():
+    plan = make_plan(Options("gpt2-124m"))
+    assert flops.published_parameters(plan.config) == 124_439_808
+    assert flops.flops_per_token(plan.config) == pytest.approx(0.857e9, rel=0.005)
+    assert flops.flops_per_token(plan.config) * plan.tokens == pytest.approx(8.6e18, rel=0.01)
+
+
+@pytest.mark.parametrize("level", RECOMPUTE)
+def test_flops_are_those_that_torch_counts(level):
+    model = GPT(SHORT)
+    recompute(model, level)
+    x = torch.randint(SHORT.vocab_size, (2, SHORT.block_size))
+    with FlopCounterMode(display=False) as counter:
+        model(x, x)[1].backward()
+    planned = flops.flops_per_token(SHORT) + flops.recompute_flops_per_token(SHORT, level)
+    assert counter.get_total_flops() == planned * x.numel()
+
+
+# ---- memory ----
+
+
+def kept_bytes(config: GPTConfig, micro_batch: int, precision: str, level: str) -> int:
+    """Bytes that autograd keeps between forward and backward: every storage once, parameters left out."""
+    model = GPT(config)
+    recompute(model, level)
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    x = torch.randint(config.vocab_size, (micro_batch, config.block_size))
+    with saved_tensors_hooks(pack, lambda tensor: tensor), autocast(CPU, precision):
+        loss = model(x, x)[1]
+    assert loss.requires_grad  # and so keeps the graph until here
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("level", RECOMPUTE)
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("config", [SMALL, SHORT], ids=["fused", "maps"])
+def test_activations_are_those_that_autograd_keeps(config, precision, level):
+    two, three = (kept_bytes(config, size, precision, level) for size in (2, 3))
+    logits = 4 * config.vocab_size * config.block_size  # of the loss: counted in the plan as `working`
+    planned = memory(config, setup(config, micro_batch=1, precision=precision, recompute=level))
+    assert three - two - logits == pytest.approx(planned.activations, rel=0.01)
+    if level == "none":  # what doesn't grow with the batch: the matrices in 16 bits
+        assert 3 * two - 2 * three == pytest.approx(planned.copies, rel=0.01, abs=20_000)
+
+
+class Watch(TorchDispatchMode):
+    """Watches every operation of PyTorch: `peak` is the most bytes of tensors that were alive after one, `moved` the
+    bytes of whole tensors that collectives gathered, or summed and dealt out (an all-reduce does both)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.storages: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
+        self.peak = self.moved = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        out = operation(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+            if isinstance(tensor, torch.Tensor):
+                self.storages[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+        self.peak = max(self.peak, sum(storage.nbytes() for storage in list(self.storages.values())))
+        name = str(operation)
+        if name.startswith("c10d._allgather_base_") or name.startswith("c10d._reduce_scatter_base_"):
+            self.moved += max(args[0].nbytes, args[1].nbytes)
+        elif name.startswith("c10d.allreduce_"):
+            self.moved += 2 * sum(tensor.nbytes for tensor in args[0])
+        return out
+
+
+def watch_steps(config: GPTConfig, plan: Setup, processes: Processes, steps: int = 2) -> Watch:
+    """A model made and trained for two steps: Adam's state is made in the first."""
+    with Watch() as watch:
+        model = GPT(config)
+        recompute(model, plan.recompute)
+        wrapped = wrap(model, processes, zero=plan.zero)
+        train(wrapped, make_adamw(wrapped, 1e-3, (0.9, 0.95), 1e-8, 0.1), config, plan, processes, steps)
+    return watch
+
+
+def train(model, optimizer, config: GPTConfig, plan: Setup, processes: Processes, steps: int) -> None:
+    x = torch.randint(config.vocab_size, (plan.micro_batch, config.block_size), device=processes.device)
+    for _ in range(steps):
+        for i in range(plan.micro_steps):
+            with accumulating(model, i == plan.micro_steps - 1, plan.zero):
+                with autocast(processes.device, plan.precision):
+                    loss = model(x, x)[1] / plan.micro_steps
+                loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+@pytest.mark.parametrize("level", RECOMPUTE)
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("config", [SMALL, SHORT], ids=["fused", "maps"])
+def test_the_peak_of_a_step_is_the_planned_one(config, precision, level):
+    plan = setup(config, precision=precision, recompute=level)
+    measured = watch_steps(config, plan, Processes(0, 0, 1, CPU)).peak
+    ratio = memory(config, plan).total / measured
+    print(f"{config.block_size} {precision} {level}: planned {ratio:.3f} of {measured / 1e6:.1f} MB")
+    assert 0.97 < ratio < 1.2
+
+
+def test_gradients_and_optimiser_take_what_is_planned():
+    model = GPT(SMALL)
+    optimizer = make_adamw(model, 1e-3, (0.9, 0.95), 1e-8, 0.1)
+    x = torch.zeros(1, 8, dtype=torch.long)
+    model(x, x)[1].backward()
+    optimizer.step()
+    planned = memory(SMALL, setup(SMALL))
+    state = [t for entry in optimizer.state.values() for name, t in entry.items() if name != "step"]
+    assert sum(p.nbytes for p in model.parameters()) == planned.weights
+    assert sum(p.grad.nbytes for p in model.parameters()) == planned.gradients
+    assert sum(t.nbytes for t in state) == planned.optimizer
+
+
+def measure_stages() -> None:
+    """Run by two processes: for every ZeRO stage, the peak of memory and the bytes that a process sent in a step."""
+    processes, results = start("cpu"), []
+    for zero in range(4):
+        watch = watch_steps(GROUPS, setup(GROUPS, gpus=2, zero=zero, micro_batch=1), processes)
+        results.append((watch.peak, watch.moved / 2 / 2))  # each of two lacks half of everything; two steps
+    stop()
+    if processes.is_first:
+        print(json.dumps(results))
+
+
+def test_the_zero_stages_take_and_send_what_is_planned():
+    done = run_python("tests/test_flops.py", processes=2)
+    for zero, (peak, sent) in enumerate(json.loads(done.stdout.splitlines()[-1])):
+        plan = setup(GROUPS, gpus=2, zero=zero, micro_batch=1)
+        planned, planned_sent = memory(GROUPS, plan).total, bytes_sent(GROUPS, plan)
+        print(f"ZeRO {zero}: planned {planned / 1e6:.1f} MB, took {peak / 1e6:.1f}; sends {planned_sent:,}, {sent:,}")
+        assert 0.99 < planned / peak < 1.17
+        assert sent == pytest.approx(planned_sent, rel=0.01)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("level", RECOMPUTE)
+def test_the_peak_of_a_step_on_a_gpu_is_the_planned_one(level):
+    config = GPTConfig(n_layer=6, n_head=6, n_embd=384, block_size=1024, vocab_size=8192)
+    plan = Setup(micro_batch=8, micro_steps=2, recompute=level)
+    processes = Processes(0, 0, 1, torch.device("cuda", 0))
+    before = torch.cuda.memory_allocated()
+    model = GPT(config).to(processes.device)
+    recompute(model, level)
+    optimizer = make_adamw(model, 1e-3, (0.9, 0.95), 1e-8, 0.1)
+    train(model, optimizer, config, plan, processes, steps=1)
+    torch.cuda.reset_peak_memory_stats()
+    train(model, optimizer, config, plan, processes, steps=1)
+    ratio = memory(config, plan).total / (torch.cuda.max_memory_allocated() - before)
+    assert 0.95 < ratio < 1.2
+
+
+def test_one_sequence_on_a_cpu_takes_what_choose_micro_batch_is_told():
+    for config in (SMALL, SHORT):
+        peaks = [
+            watch_steps(config, setup(config, micro_batch=size, precision="fp32"), Processes(0, 0, 1, CPU)).peak
+            for size in (2, 3)
+        ]
+        assert 0.97 < activation_bytes(config) / (peaks[1] - peaks[0]) < 1.3
+
+
+# ---- the plan ----
+
+
+def test_the_published_run_takes_the_published_hours():
+    plan = make_plan(Options("gpt2-124m", gpus=8, hardware="a100", mfu=0.37))
+    assert plan.steps * plan.step_seconds / 3600 == pytest.approx(2.6, abs=0.05)
+    assert plan.batch_tokens / plan.step_seconds == pytest.approx(1.06e6, rel=0.03)
+    assert (plan.setup.micro_batch, plan.setup.micro_steps) == (64, 1)  # as published: 64 × 1024 × 8
+
+
+def test_llm_c_reaches_its_published_speed_at_60_percent():
+    plan = make_plan(Options("d12", gpus=1, hardware="a100", mfu=0.60))
+    assert plan.batch_tokens / plan.step_seconds == pytest.approx(218e3, rel=0.02)
+
+
+@pytest.mark.parametrize("hardware", ["a100", "rtx-3090", "h200"])
+@pytest.mark.parametrize("level", RECOMPUTE)
+@pytest.mark.parametrize("zero", range(4))
+def test_the_micro_batch_is_the_largest_that_fits(hardware, zero, level):
+    plan = make_plan(Options("gpt2-large", gpus=8, hardware=hardware, zero=zero, recompute=level))
+    size = plan.setup.micro_batch
+    assert memory(plan.config, plan.setup).total <= plan.budget < 0.91 * HARDWARE[hardware].memory_gib * 2**30
+    assert size * plan.setup.micro_steps == plan.sequences
+    if size < plan.sequences:
+        assert memory(plan.config, plan.with_micro_batch(2 * size).setup).total > plan.budget
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        Options("gpt2-124m"),
+        Options("gpt2-xl", hardware="h100"),
+        Options("gpt2-124m", gpus=1, hardware="rtx-3090"),
+        Options("d84", hardware="h200", gpus=256, zero=3, recompute="block"),
+        Options("demo", hardware="t4", gpus=1),
+    ],
+    ids=lambda options: options.name,
+)
+def test_the_report_fits_a_terminal(options):
+    lines = report(make_plan(options), options).split("\n")
+    assert max(map(len, lines)) <= 100
+    assert sum(line.lstrip().startswith("→") for line in lines) == (2 if options.gpus == 1 else 3)
+
+
+def test_the_command_prints_the_plan():
+    out = run_python("-m", "gpt2.flops", "gpt2-124m", "--gpus", "8", "--hardware", "a100", "--mfu", "0.37").stdout
+    for piece in ("124,439,808", "8.55e+18 FLOPs", "2.57 h", "20 GB of tokens, 1.49 GB a checkpoint", "19,073"):
+        assert piece in out
+
+
+def test_tokens_change_the_steps():
+    plan = make_plan(Options("gpt2-xl", hardware="h100", tokens=100_000_000_000, batch_tokens=2**20))
+    assert plan.steps == 95_368 and plan.tokens >= 100_000_000_000
+
+
+REFUSED = {
+    "unknown model": (Options("gpt5"), r"'gpt5'.*d12.*gpt2-xl.*presets: gpt2-124m"),
+    "unknown hardware": (Options("d12", hardware="a1000"), r"'a1000'.*a100.*rtx-3090"),
+    "no GPU": (Options("d12", gpus=0), r"--gpus 0 "),
+    "more than all": (Options("d12", mfu=37.0), r"--mfu 37.0 .*up to 1"),
+    "negative price": (Options("d12", price_per_gpu_hour=-1.0), r"--price-per-gpu-hour -1.0"),
+    "no bf16": (Options("d12", hardware="v100", precision="bf16"), r"v100 has no bf16; give --precision fp16"),
+    "GPUs that do not divide": (Options("d12", gpus=3), r"3 GPU.*--batch-tokens 525312"),
+    "micro-batch that does not divide": (Options("d12", micro_batch=48), r"48 .* 64 sequences.*--micro-batch 32"),
+    "micro-batch too big": (Options("d12", hardware="t4", micro_batch=64), r"GiB.*give --micro-batch 16$"),
+    "needs ZeRO": (Options("gpt2-xl", hardware="rtx-3090"), r"GiB.*give --zero \d --recompute none$"),
+    "needs recompute": (Options("gpt2-xl", hardware="rtx-2080-ti"), r"give --zero 3 --recompute mlp$"),
+    "needs others": (Options("d84", hardware="t4"), r"--hardware \S+ --gpus \d+ --zero 3 --recompute block$"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_is_refused_with_what_could(case):
+    options, words = REFUSED[case]
+    with pytest.raises(UserError, match=words):
+        make_plan(options)
+
+
+@pytest.mark.parametrize("case", ["micro-batch too big", "needs ZeRO", "needs recompute", "needs others"])
+def test_the_advice_of_a_refusal_fits(case):
+    options = REFUSED[case][0]
+    with pytest.raises(UserError) as refusal:
+        make_plan(options)
+    words = str(refusal.value).split("give ")[-1].split()
+    advice = {
+        k[2:].replace("-", "_"): int(v) if v.isdigit() else v for k, v in zip(words[::2], words[1::2], strict=True)
+    }
+    plan = make_plan(dataclasses.replace(options, **advice))
+    assert memory(plan.config, plan.setup).total <= plan.budget
+
+
+def test_a_refusal_is_one_line_and_status_2():
+    done = run_python("-m", "gpt2.flops", "gpt5", check=False)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+if __name__ == "__main__":
+    measure_stages()

@@ -1,0 +1,336 @@
+"""Whatever happens to a run, nothing is lost: real kills, real signals, a full disk, damaged files."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import command, make_shards, train, train_words
+from safetensors.torch import load_file
+
+from gpt2 import checkpoint
+from gpt2.logs import read_log
+
+STEPS = ("--schedule.steps", "200", "--data.batch-tokens", "2048", "--system.micro-batch", "2")
+SAVING = (*STEPS, "--log.save-every", "5", "--data.seed", "3", "--eval.every", "50")
+HALFWAY = (*SAVING, "--schedule.steps", "50", "--log.save-every", "10", "--log.keep", "3")
+
+
+def workers(launcher: subprocess.Popen) -> list[int]:
+    """The processes that torchrun has started, by rank."""
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    return [int(pid) for pid in children if b"train_gpt2.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def wait_for(condition, seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
+
+
+def steps_in(folder: Path) -> int:
+    """Training steps in the log, so far."""
+    log = folder / "log.txt"
+    return log.read_text().count("| loss:") if log.exists() else 0
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model" / "model.safetensors").read_bytes()
+
+
+def losses(folder: Path) -> list[str]:
+    """Every line of the log about training and validation, without its times."""
+    lines = (folder / "log.txt").read_text().splitlines()
+    return [line.split(" | dt")[0] for line in lines if line.startswith("step")]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """The shards of conftest, once for all tests of this file."""
+    return make_shards(tmp_path_factory.mktemp("resume"))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data, tmp_path_factory) -> Path:
+    """200 steps on two processes that nothing happened to."""
+    folder = tmp_path_factory.mktemp("resume") / "run"
+    train(data, folder, *SAVING, processes=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def short(data, tmp_path_factory) -> Path:
+    """50 steps on two processes that nothing happened to."""
+    folder = tmp_path_factory.mktemp("resume") / "short"
+    train(data, folder, *HALFWAY, processes=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def straight(short) -> np.ndarray:
+    """Their losses."""
+    return read_log(short / "log.txt").loss
+
+
+def test_killed_twenty_times_a_run_is_the_same_to_the_last_bit(data, uninterrupted, tmp_path):
+    """kill -9 of a random worker at a random moment; torchrun starts the workers again, and nobody does anything."""
+    dice, folder = random.Random(0), tmp_path / "run"
+    words = train_words(data, folder, *SAVING)
+    said, errors = tmp_path / "said.txt", tmp_path / "errors.txt"
+    with open(said, "w") as out, open(errors, "w") as err:
+        torchrun = subprocess.Popen(**command(*words, processes=2, restarts=20), stdout=out, stderr=err)
+        for kills in range(20):
+            wait_for(lambda n=kills: lives(said) > n or torchrun.poll() is not None)
+            assert torchrun.poll() is None, errors.read_text()[-3000:]
+            time.sleep(dice.uniform(0, 0.8))
+            os.kill(dice.choice(workers(torchrun)), signal.SIGKILL)
+        assert torchrun.wait() == 0
+    assert weights(folder) == weights(uninterrupted)
+    assert losses(folder) == losses(uninterrupted)
+    assert len(losses(folder)) == 200 + 5
+    assert not list(folder.rglob("*.tmp")) and (folder / "DONE").exists()
+
+
+def lives(said: Path) -> int:
+    """How often a run has begun to make steps: headers that at least one line of a step follows."""
+    return len(re.findall(r"^# settings.*\n(?:#.*\n)*step", said.read_text(), re.M))
+
+
+def stop_at(
+    data: Path, folder: Path, steps: int, *flags: str, processes: int, number: int, to: str = "launcher"
+) -> str:
+    """Start a run, send it a signal when it has made so many steps, and return what it said."""
+    words = train_words(data, folder, *HALFWAY, *flags)
+    process = subprocess.Popen(**command(*words, processes=processes), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    wait_for(lambda: steps_in(folder) >= steps)
+    target = process.pid if to == "launcher" else workers(process)[1]
+    os.kill(target, number)
+    said, _ = process.communicate(timeout=60)
+    assert (to == "launcher" and processes > 1) or process.returncode == 0, said
+    return said
+
+
+@pytest.mark.parametrize(
+    ("number", "processes", "to"),
+    [(signal.SIGTERM, 2, "launcher"), (signal.SIGUSR1, 2, "worker"), (signal.SIGINT, 1, "launcher")],
+)
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on_without_a_bump(data, short, tmp_path, number, processes, to):
+    """torchrun itself reports the signal as a failure; its workers end with 0."""
+    folder = tmp_path / "run"
+    said = stop_at(data, folder, 7, "--log.save-every", "0", processes=processes, number=number, to=to)
+    assert re.search(r"stopped: asked to by (SIG\w+|another process)", said) and not (folder / "DONE").exists()
+    assert len(list(folder.glob("step_*"))) == 1 and not (folder / "model").exists()
+    train(data, folder, *HALFWAY, processes=2)
+    if processes == 2:
+        assert weights(folder) == weights(short) and losses(folder) == losses(short)
+    else:
+        np.testing.assert_allclose(read_log(folder / "log.txt").loss, read_log(short / "log.txt").loss, atol=2e-5)
+
+
+SIGNALLED = """
+import sys, time
+from gpt2.interrupt import Interruption
+interruption = Interruption()
+print("ready", flush=True)
+while True:
+    time.sleep(0.01)
+    if interruption.name:
+        print(interruption.name, flush=True)
+        time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(("pause", "ends"), [(1.5, True), (0.1, False)])
+def test_a_second_signal_ends_a_process_at_once_but_an_echo_does_not(tmp_path, pause, ends):
+    """torchrun hands a signal on that the scheduler may have sent to its workers too."""
+    (tmp_path / "script.py").write_text(SIGNALLED)
+    process = subprocess.Popen(**command(tmp_path / "script.py"), stdout=subprocess.PIPE)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == "SIGTERM\n"
+    time.sleep(pause)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert process.poll() == (128 + signal.SIGTERM if ends else None)
+    process.kill()
+
+
+def copy_of(folder: Path, place: Path) -> Path:
+    """A run folder that stands at the last checkpoint but is not finished."""
+    shutil.copytree(folder, place)
+    (place / "DONE").unlink(missing_ok=True)
+    shutil.rmtree(place / "model", ignore_errors=True)
+    return place
+
+
+@pytest.fixture(scope="module")
+def halfway(data, tmp_path_factory) -> Path:
+    """A run of 50 steps on two processes, stopped after about 25, with a checkpoint every 10."""
+    folder = tmp_path_factory.mktemp("resume") / "halfway"
+    stop_at(data, folder, 25, processes=2, number=signal.SIGUSR1, to="worker")
+    return folder
+
+
+@pytest.mark.parametrize(("processes", "zero"), [(1, "0"), (4, "0"), (2, "3"), (4, "1")])
+def test_saved_by_two_and_resumed_by_others_there_is_no_bump(data, halfway, straight, tmp_path, processes, zero):
+    folder = copy_of(halfway, tmp_path / "run")
+    train(data, folder, *HALFWAY, "--system.zero", zero, processes=processes)
+    log = read_log(folder / "log.txt")
+    np.testing.assert_array_equal(log.step, np.arange(50))
+    np.testing.assert_allclose(log.loss, straight, atol=1e-5, rtol=0)
+
+
+def test_divided_state_is_resumed_undivided(data, straight, tmp_path):
+    folder = tmp_path / "run"
+    stop_at(data, folder, 25, "--system.zero", "2", processes=2, number=signal.SIGUSR1, to="worker")
+    files = sorted(next(folder.glob("step_*")).glob("*.safetensors"))
+    sizes = [sum(t.numel() for t in load_file(file).values()) for file in files]
+    assert len(files) == 2 and max(sizes) < 1.1 * min(sizes)  # each has written its half
+    train(data, folder, *HALFWAY)
+    np.testing.assert_allclose(read_log(folder / "log.txt").loss, straight, atol=1e-5, rtol=0)
+
+
+def resumed_at(folder: Path) -> int:
+    return int(re.findall(r"# resumed: at step (\d+)", (folder / "log.txt").read_text())[-1])
+
+
+def damage(path: Path) -> None:
+    """One bit, in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_or_half_written_checkpoint_is_named_and_the_one_before_it_used(data, halfway, straight, tmp_path):
+    folder = copy_of(halfway, tmp_path / "run")
+    newest, second, third = checkpoint.find(folder)
+    damage(newest / "process_001.safetensors")
+    (second / "process_000.safetensors").unlink()
+    (folder / "step_000049.tmp").mkdir()  # what a kill while saving leaves
+    train(data, folder, *HALFWAY)
+    log = (folder / "log.txt").read_text()
+    assert f"{newest} is damaged: process_001.safetensors is not as it was written; it is not used" in log
+    assert f"{second} is incomplete: process_000.safetensors is missing; it is not used" in log
+    assert resumed_at(folder) == checkpoint.step_of(third) == 10
+    np.testing.assert_allclose(read_log(folder / "log.txt").loss, straight, atol=1e-5, rtol=0)
+    assert [checkpoint.read(path)["step"] for path in checkpoint.find(folder)] == [50, 40, 30]
+    assert not list(folder.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("name", ["state.json", "config.json"])
+def test_a_damaged_record_is_not_the_end(data, halfway, tmp_path, name):
+    folder = copy_of(halfway, tmp_path / "run")
+    newest = checkpoint.find(folder)[0]
+    (newest / name if name == "state.json" else folder / name).write_text("{")
+    train(data, folder, *HALFWAY)
+    assert resumed_at(folder) == (20 if name == "state.json" else checkpoint.step_of(newest))
+
+
+def test_other_settings_are_refused_with_the_list_of_differences_unless_asked_for(data, halfway, tmp_path):
+    folder = copy_of(halfway, tmp_path / "run")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+    changed = ("--optim.lr", "1e-3", "--schedule.kind", "linear")
+    refused = train(data, folder, *HALFWAY, *changed, check=False)
+    assert refused.returncode == 2
+    assert "optim.lr 0.003 → 0.001, schedule.kind 'cosine' → 'linear'" in refused.stderr
+    assert {path: path.read_bytes() for path in before} == before
+    train(data, folder, *HALFWAY, *changed, "--allow-changes")
+    assert (folder / "DONE").exists()
+
+
+def test_other_data_under_the_same_name_are_refused(data, halfway, tmp_path):
+    folder = copy_of(halfway, tmp_path / "run")
+    moved = shutil.copytree(data, tmp_path / "data")
+    record = checkpoint.find(folder)[0] / "state.json"
+    content = json.loads(record.read_text())
+    content["settings"]["data"]["shards"] = str(moved)
+    record.write_text(json.dumps(content))
+    (moved / "train_000002.npy").unlink()
+    refused = train(moved, folder, *HALFWAY, check=False)
+    assert refused.returncode == 2 and "the train shards (now 2,614 tokens, then 3,525)" in refused.stderr
+
+
+def test_a_checkpoint_of_another_model_is_refused_even_with_changes_allowed(data, halfway, tmp_path):
+    folder = copy_of(halfway, tmp_path / "run")
+    refused = train(data, folder, *HALFWAY, "--model.n-embd", "64", "--allow-changes", check=False)
+    assert refused.returncode == 2 and "is of another model" in refused.stderr and "(257" not in refused.stdout
+
+
+def test_a_run_branches_off_at_an_older_checkpoint_into_its_own_folder(data, halfway, tmp_path):
+    old = checkpoint.find(halfway)[-1]
+    flags = (*HALFWAY, "--resume", str(old), "--optim.lr", "1e-3", "--allow-changes")
+    back = train(
+        data, copy_of(halfway, tmp_path / "run"), *HALFWAY, "--resume", str(tmp_path / "run" / old.name), check=False
+    )
+    assert back.returncode == 2 and "would go back in a run that has reached" in back.stderr
+    train(data, tmp_path / "branch", *flags)
+    log = read_log(tmp_path / "branch" / "log.txt")
+    assert log.step[0] == 10 and len(log.step) == 40
+    nowhere = train(data, tmp_path / "other", *HALFWAY, "--resume", "nowhere", check=False)
+    assert nowhere.returncode == 2 and "--resume nowhere names no intact checkpoint" in nowhere.stderr
+
+
+def test_a_complete_run_is_not_trained_again(data, short):
+    before = (short / "log.txt").read_bytes()
+    done = train(data, short, *HALFWAY)
+    assert "holds this run, complete; to train it again: --log.overwrite" in done.stdout
+    assert (short / "log.txt").read_bytes() == before
+
+
+def test_a_disk_that_is_full_stops_no_training_and_loses_no_checkpoint(data, halfway, straight, tmp_path):
+    """Files may grow to 100 KiB: enough for the log, not for weights."""
+    folder = copy_of(halfway, tmp_path / "run")
+    kept = checkpoint.find(folder)
+    words = " ".join(map(str, command(*train_words(data, folder, *HALFWAY))["args"]))
+    full = subprocess.run(["bash", "-c", f"ulimit -f 100; exec {words}"], **limits(command()), capture_output=True)
+    assert full.returncode == 2, full.stderr
+    assert "make room, and give the same command again" in full.stderr
+    log = (folder / "log.txt").read_text()
+    assert "checkpoint: not saved (File too large" in log and read_log(folder / "log.txt").step[-1] == 49
+    assert checkpoint.find(folder) == kept and not list(folder.glob("*.tmp"))
+    train(data, folder, *HALFWAY)
+    np.testing.assert_allclose(read_log(folder / "log.txt").loss, straight, atol=1e-5, rtol=0)
+
+
+def limits(start: dict) -> dict:
+    return {key: value for key, value in start.items() if key != "args"}
+
+
+def test_a_folder_in_use_is_refused(data, tmp_path):
+    folder = tmp_path / "run"
+    words = train_words(data, folder, *SAVING, "--schedule.steps", "100000")
+    process = subprocess.Popen(**command(*words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: steps_in(folder) >= 1)
+    refused = train(data, folder, *SAVING, "--schedule.steps", "100000", check=False)
+    process.kill()
+    process.wait()
+    assert refused.returncode == 2 and f"{folder} is in use by process {process.pid}" in refused.stderr
+    assert train(data, folder, *STEPS, "--data.seed", "4", check=False).returncode == 2  # free, but another run
+    train(data, folder, *STEPS, "--schedule.steps", "2", "--log.overwrite")
+
+
+def test_the_newest_are_kept_and_every_mth_for_good(data, tmp_path):
+    flags = ("--log.save-every", "2", "--log.keep", "2", "--log.keep-every", "8")
+    train(data, tmp_path / "run", *flags)
+    assert [checkpoint.step_of(path) for path in checkpoint.find(tmp_path / "run")] == [20, 18, 16, 8]
+
+
+def test_nothing_in_a_checkpoint_can_run_code(short):
+    """safetensors and JSON, which torch.distributed.checkpoint and safetensors alike read back."""
+    newest = checkpoint.find(short)[0]
+    assert {path.suffix for path in newest.iterdir()} == {".safetensors", ".json"}
+    parts = [load_file(path) for path in sorted(newest.glob("*.safetensors"))]
+    names = [name for part in parts for name in part]
+    assert len(names) == len(set(names)) and {name.split(".")[0] for name in names} == {"model", "optimizer", "random"}
+    table = next(part for part in parts if "model.transformer.wte.weight" in part)["model.transformer.wte.weight"]
+    exported = load_file(short / "model" / "model.safetensors")["transformer.wte.weight"]
+    torch.testing.assert_close(table[:257], exported, rtol=0, atol=0)
