@@ -143,8 +143,8 @@ def train(run: Run, processes: Processes, claimed: contextlib.ExitStack) -> None
         if not evaluated and not asked:
             evaluation(step, last, log)
         if step > first and (last or asked or is_due(step, run.log.save_every, last)):
-            record = {**run_folder.decisive(run, shards), "evaluated": not asked, "log_bytes": log.position()}
-            report(log, step, checkpoints.save(step, training, record))
+            here = {"evaluated": not asked, "log_bytes": log.position(), "model": vars(raw.config)}
+            report(log, step, checkpoints.save(step, training, {**run_folder.decisive(run, shards), **here}))
         if last or asked:
             break
         started = time.perf_counter()
@@ -351,7 +351,8 @@ def find_micro_batch(
 
     def attempt(size: int) -> None:
         """Forward and backward, with as much memory taken beside it as optimiser, buckets and logits will need."""
-        beside = 12 * model.num_params() + (4 * size * block_size * config.padded_vocab_size if compiled else 0)
+        beside = 12 * model.num_params() // (processes.world_size if run.system.zero else 1)
+        beside += 4 * size * block_size * config.padded_vocab_size if compiled else 0
         reserved = torch.empty(beside, dtype=torch.uint8, device=processes.device)
         x = torch.zeros(size, block_size, dtype=torch.long, device=processes.device)
         try:
@@ -363,7 +364,7 @@ def find_micro_batch(
             del reserved
 
     sequences = run.data.batch_tokens // block_size // processes.world_size
-    return choose_micro_batch(attempt, sequences, activation_bytes(config), processes)
+    return choose_micro_batch(attempt, sequences, activation_bytes(config, run.system.recompute), processes)
 
 
 def samples(model: GPT, run: Run, encoding: tiktoken.Encoding) -> list[str]:

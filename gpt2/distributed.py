@@ -157,7 +157,18 @@ def recompute(model: nn.Module, what: str) -> None:
     """
     for block in _blocks(model) if what != "none" else ():
         part = block.get_submodule("mlp") if what == "mlp" else block
-        part.forward = functools.partial(checkpoint, part.forward, use_reentrant=False, preserve_rng_state=False)
+        part.__class__ = _recomputing(type(part))
+
+
+@functools.cache
+def _recomputing(kind: type[nn.Module]) -> type[nn.Module]:
+    """`kind` with another forward. All layers share the class, so that one compiled graph serves them all."""
+
+    class Recomputing(kind):  # type: ignore[valid-type, misc]
+        def forward(self, *inputs: Any) -> Tensor:
+            return checkpoint(super().forward, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+    return Recomputing
 
 
 def wrap(model: nn.Module, processes: Processes, compiled: bool = False, zero: int = 0) -> nn.Module:

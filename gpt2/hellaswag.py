@@ -6,7 +6,7 @@ Imports:  torch, tyro, datasets (to download), gpt2.distributed, gpt2.evaluate, 
 
 An ending's score is its loss after the context. `acc` compares the summed loss, which favours short endings; `acc_norm`
 the mean loss per token. Guessing gives 0.25. Items whose contexts are equally long go through the model together: the
-contexts once, unpadded, into the key-value cache, then all endings after them.
+contexts once, unpadded, into the key-value cache; then their endings, those of about equal length together.
 
 Source: Zellers et al., "HellaSwag: Can a Machine Really Finish Your Sentence?" (arXiv 1905.07830); scored like the
 published 124M figures (acc 0.2859, acc_norm 0.2955).
@@ -34,7 +34,8 @@ from gpt2.tokenizer import get_encoding
 
 ON_THE_HUB = "Rowan/hellaswag"
 ENDINGS = 4
-BATCH_TOKENS = 4096  # positions computed at a time: enough to fill a GPU, few enough to spread over eight
+BATCH_TOKENS = 4096  # positions of a batch: enough to fill a GPU, few enough to spread over eight
+PART_FILLING = 64  # positions that may be filled up in a part of it: a part more costs about as much time
 
 
 @dataclass(frozen=True)
@@ -47,19 +48,27 @@ class Item:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Endings of a batch that are computed together; ending j of its item i is number 4 · i + j."""
+
+    numbers: Tensor  # (E,)
+    tokens: Tensor  # (E, L), filled up with zeros on the right
+    lengths: Tensor  # (E,)
+
+
+@dataclass(frozen=True)
 class Batch:
     """Encoded items whose contexts are equally long; `index` is their place in the list they come from."""
 
     index: Tensor  # (B,)
     contexts: Tensor  # (B, T)
-    endings: Tensor  # (B, 4, L), filled up with zeros on the right
-    lengths: Tensor  # (B, 4): tokens of each ending
     labels: Tensor  # (B,)
+    parts: list[Part]
 
     @property
     def cost(self) -> int:
         """Positions that the model computes."""
-        return self.contexts.numel() + self.endings[..., :-1].numel()
+        return self.contexts.numel() + sum(part.tokens[:, :-1].numel() for part in self.parts)
 
 
 @dataclass(frozen=True)
@@ -146,7 +155,7 @@ def _checked(row: Any, place: str) -> Item:
 def prepare(items: Sequence[Item], vocab_size: int, block_size: int, batch_tokens: int = BATCH_TOKENS) -> list[Batch]:
     """Encode the items and put those with equally long contexts together; do this once, and score often.
 
-    A batch computes at most `batch_tokens` positions (or is a single item). Where context and ending are more than
+    A batch is of about `batch_tokens` positions, or of a single item. Where context and ending are more than
     `block_size` tokens, the context loses its beginning. Raises UserError for a block of one token.
     """
     if block_size < 2:
@@ -157,53 +166,79 @@ def prepare(items: Sequence[Item], vocab_size: int, block_size: int, batch_token
         endings = [encoding.encode_ordinary(" " + ending)[: block_size - 1] for ending in item.endings]
         longest = max(map(len, endings))
         context = (encoding.encode_ordinary(item.context) or [encoding.eot_token])[longest - block_size :]
-        groups.setdefault(len(context), []).append(_Encoded(i, context, endings, longest, item.label))
+        groups.setdefault(len(context), []).append(_Encoded(i, context, endings, item.label))
     batches = []
     for length in sorted(groups):
-        group = sorted(groups[length], key=lambda one: one.longest, reverse=True)
+        group = sorted(groups[length], key=_Encoded.ending_tokens)
         while group:
-            size = max(1, batch_tokens // (length + ENDINGS * (group[0].longest - 1)))
+            costs = itertools.accumulate(length + one.ending_tokens() - ENDINGS for one in group)
+            size = max(1, sum(cost <= batch_tokens for cost in costs))
             batches.append(_batch(group[:size]))
             group = group[size:]
     return batches
 
 
 class _Encoded(NamedTuple):
-    index: int
+    place: int  # in the list of items
     context: list[int]
     endings: list[list[int]]
-    longest: int  # tokens of the longest ending
     label: int
+
+    def ending_tokens(self) -> int:
+        return sum(map(len, self.endings))
 
 
 def _batch(group: list[_Encoded]) -> Batch:
-    """Items in order of their longest ending, the longest first."""
-    filled = [[ending + [0] * (group[0].longest - len(ending)) for ending in one.endings] for one in group]
+    numbered = enumerate(ending for one in group for ending in one.endings)
     return Batch(
-        index=torch.tensor([one.index for one in group]),
+        index=torch.tensor([one.place for one in group]),
         contexts=torch.tensor([one.context for one in group]),
-        endings=torch.tensor(filled),
-        lengths=torch.tensor([[len(ending) for ending in one.endings] for one in group]),
         labels=torch.tensor([one.label for one in group]),
+        parts=_parts(sorted(numbered, key=lambda ending: len(ending[1]))),
     )
+
+
+def _parts(endings: list[tuple[int, list[int]]]) -> list[Part]:
+    """Numbered endings, the shortest first, cut where filling them up would cost more than another part."""
+    parts = []
+    while endings:
+        longest, size, filling = len(endings[-1][1]), 0, 0
+        for _, ending in reversed(endings):
+            filling += longest - len(ending)
+            if filling > PART_FILLING:
+                break
+            size += 1
+        chosen, endings = endings[-size:], endings[:-size]
+        filled = [ending + [0] * (longest - len(ending)) for _, ending in chosen]
+        lengths = torch.tensor([len(ending) for _, ending in chosen])
+        parts.append(Part(torch.tensor([number for number, _ in chosen]), torch.tensor(filled), lengths))
+    return parts
 
 
 def score_batch(model: GPT, batch: Batch) -> tuple[Tensor, Tensor]:
     """Summed loss (nats) and mean loss (nats per token) of every ending after its context, each (B, 4) on the CPU."""
     device = next(model.parameters()).device
-    contexts = batch.contexts.to(device)  # (B, T)
-    endings, lengths = (a.to(device).flatten(0, 1) for a in (batch.endings, batch.lengths))  # (4B, L), (4B,)
-    B, L = contexts.size(0), endings.size(1)
-    cache = model.new_cache(B, contexts.size(1))
-    before = model.hidden(contexts, cache)[:, -1:].repeat_interleave(ENDINGS, dim=0)  # (4B, 1, C)
-    if L > 1:  # an ending's last token predicts nothing, so it is not computed
-        inside = model.hidden(endings[:, :-1], cache.repeated(ENDINGS, contexts.size(1) + L - 1))
-        before = torch.cat([before, inside], dim=1)  # (4B, L, C): position t is what comes before token t
-    real = torch.arange(L, device=device) < lengths[:, None]  # (4B, L); causality keeps the filling from the others
-    losses = torch.zeros(real.shape, device=device)
-    losses[real] = token_losses(model, before[real], endings[real])
-    sums = losses.sum(dim=1)
-    return sums.view(B, ENDINGS).cpu(), (sums / lengths).view(B, ENDINGS).cpu()
+    B, T = batch.contexts.shape
+    cache = model.new_cache(B, T)
+    last = model.hidden(batch.contexts.to(device), cache)[:, -1:]  # (B, 1, C): what every first token follows
+    states, targets, real = [], [], []
+    for part in batch.parts:
+        items, tokens, lengths = (part.numbers // ENDINGS).to(device), part.tokens.to(device), part.lengths.to(device)
+        L = tokens.size(1)
+        before = last[items]  # (E, 1, C)
+        if L > 1:  # an ending's last token predicts nothing, so it is not computed
+            inside = model.hidden(tokens[:, :-1], cache.select(items, T + L - 1))
+            before = torch.cat([before, inside], dim=1)  # (E, L, C): position t is what comes before token t
+        counts = torch.arange(L, device=device) < lengths[:, None]  # (E, L): the filling does not
+        states.append(before[counts])
+        targets.append(tokens[counts])
+        real.append(counts)
+    losses = token_losses(model, torch.cat(states), torch.cat(targets)).split([len(one) for one in targets])
+    sums, lengths = torch.zeros(B * ENDINGS), torch.zeros(B * ENDINGS)
+    for part, counts, nats in zip(batch.parts, real, losses, strict=True):
+        sums[part.numbers] = torch.zeros(counts.shape, device=device).masked_scatter(counts, nats).sum(dim=1).cpu()
+        lengths[part.numbers] = part.lengths.float()
+    return sums.view(B, ENDINGS), (sums / lengths).view(B, ENDINGS)
 
 
 def score_items(model: GPT, batches: Sequence[Batch], processes: Processes, precision: str) -> Result:

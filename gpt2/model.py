@@ -93,13 +93,13 @@ class KVCache:
         self.v[layer][:, :, self.position : end] = v
         return self.k[layer][:, :, :end], self.v[layer][:, :, :end]
 
-    def repeated(self, times: int, length: int) -> "KVCache":
-        """A copy with every sequence `times` times in a row, and room for `length` positions in all."""
-        wide = copy.copy(self)
-        wide.length, room = length, (0, 0, 0, length - self.position)
-        wide.k = [F.pad(k[:, :, : self.position].repeat_interleave(times, dim=0), room) for k in self.k]
-        wide.v = [F.pad(v[:, :, : self.position].repeat_interleave(times, dim=0), room) for v in self.v]
-        return wide
+    def select(self, rows: Tensor, length: int) -> "KVCache":
+        """A copy of the sequences `rows` (N,), as often as they are named, with room for `length` positions in all."""
+        chosen = copy.copy(self)
+        chosen.length, room = length, (0, 0, 0, length - self.position)
+        chosen.k = [F.pad(k[rows, :, : self.position], room) for k in self.k]
+        chosen.v = [F.pad(v[rows, :, : self.position], room) for v in self.v]
+        return chosen
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

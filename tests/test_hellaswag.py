@@ -102,12 +102,19 @@ def test_bf16_scores_are_near(model, items, plain):
     torch.testing.assert_close(means, plain[1], atol=0.1, rtol=0.02)
 
 
-def test_batches_hold_equal_contexts_and_keep_to_their_budget(items):
+def test_batches_hold_equal_contexts_and_little_filling(items):
     batches = prepare(items, VOCAB, BLOCK, batch_tokens=400)
     assert sorted(i for batch in batches for i in batch.index.tolist()) == list(range(len(items)))
-    assert all(batch.cost <= 400 or len(batch.index) == 1 for batch in batches)
     assert any(len(batch.index) > 1 for batch in batches) and len(batches) < len(items)
-    assert max(batch.contexts.size(1) + batch.endings.size(2) for batch in batches) == BLOCK
+    longest = 0
+    for batch in batches:
+        fillings = [part.tokens.numel() - int(part.lengths.sum()) for part in batch.parts]
+        assert max(fillings) <= 64
+        assert batch.cost - sum(fillings) <= 400 or len(batch.index) == 1
+        assert sorted(torch.cat([part.numbers for part in batch.parts]).tolist()) == list(range(4 * len(batch.index)))
+        longest = max(longest, batch.contexts.size(1) + max(part.tokens.size(1) for part in batch.parts))
+    assert longest == BLOCK
+    assert any(len(batch.parts) > 1 for batch in batches) and any(len(batch.parts[0].numbers) > 4 for batch in batches)
 
 
 def test_the_batches_are_dealt_whole_and_evenly(items):

@@ -96,13 +96,23 @@ def test_lower_precision_follows_fp32(shards, tmp_path, precision):
     assert not np.array_equal(a.loss, b.loss)
 
 
-def test_a_compiled_run_follows_the_plain_one_and_compiles_once(shards, tmp_path, monkeypatch):
-    train(shards, tmp_path / "plain", processes=2)
+@pytest.mark.parametrize(("zero", "recompute"), [(0, "none"), (0, "block"), (2, "mlp")])
+def test_a_compiled_run_follows_the_plain_one_and_compiles_once_whatever_is_evaluated(
+    shards, tmp_path, monkeypatch, zero, recompute
+):
+    """Validation, accuracy, HellaSwag and samples bring new shapes, none of which the compiled graph may see."""
+    items = [{"ctx": "a" * n, "endings": ["b" * m for m in range(1, 5)], "label": n % 4} for n in range(1, 9)]
+    (tmp_path / "items.jsonl").write_text("\n".join(map(json.dumps, items)))
+    flags = ("--eval.accuracy", "--eval.last-n", "4", "--eval.sample-every", "10", "--eval.hellaswag-every", "10")
+    flags += ("--eval.hellaswag", str(tmp_path / "items.jsonl"), "--model.n-layer", "4")
+    train(shards, tmp_path / "plain", *flags, processes=2)
     monkeypatch.setenv("TORCH_LOGS", "recompiles")
-    done = train(shards, tmp_path / "compiled", "--system.compile", "on", processes=2)
+    flags += ("--system.compile", "on", "--system.zero", str(zero), "--system.recompute", recompute)
+    done = train(shards, tmp_path / "compiled", *flags, processes=2)
     a, b = (read_log(tmp_path / name / "log.txt") for name in ("plain", "compiled"))
     np.testing.assert_allclose(a.loss, b.loss, atol=1e-4, rtol=0)
     np.testing.assert_allclose(a.val_loss, b.val_loss, atol=1e-4, rtol=0)
+    np.testing.assert_array_equal(a.hellaswag_step, [0, 10, 20])
     assert b.header["machine"].endswith(", compiled")
     assert "Recompiling" not in done.stderr, done.stderr
 
