@@ -57,9 +57,8 @@ class Training:
 
     def tensors(self) -> dict[str, Tensor]:
         """What all processes have, or have divided, by name: weights, and the optimiser's state of each."""
-        tensors: dict[str, Tensor] = {}
+        tensors = weights(self.model)
         for name, p in self.model.named_parameters():
-            tensors[f"model.{name}"] = p.detach()
             for key, value in self.optimizer.state[p].items():
                 if value.dim() > 0:  # its step count, a single number, is `updates`
                     tensors[f"optimizer.{key}.{name}"] = value
@@ -85,6 +84,11 @@ class Training:
                 torch.cuda.set_rng_state(state, processes.device)
             else:
                 torch.set_rng_state(state)
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """The weights of a model under their names in a checkpoint."""
+    return {f"model.{name}": p.detach() for name, p in model.named_parameters()}
 
 
 def random_states(processes: Processes) -> dict[str, Tensor]:

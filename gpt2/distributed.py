@@ -157,7 +157,7 @@ def recompute(model: nn.Module, what: str) -> None:
     """
     for block in _blocks(model) if what != "none" else ():
         part = block.get_submodule("mlp") if what == "mlp" else block
-        part.__class__ = _recomputing(type(part))
+        part.__class__ = _recomputing(type(part))  # type: ignore[arg-type]
 
 
 @functools.cache

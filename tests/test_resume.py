@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import command, make_shards, train, train_words
+from conftest import command, make_shards, run_python, train, train_words
 from safetensors.torch import load_file
 
 from gpt2 import checkpoint
@@ -334,3 +334,16 @@ def test_nothing_in_a_checkpoint_can_run_code(short):
     table = next(part for part in parts if "model.transformer.wte.weight" in part)["model.transformer.wte.weight"]
     exported = load_file(short / "model" / "model.safetensors")["transformer.wte.weight"]
     torch.testing.assert_close(table[:257], exported, rtol=0, atol=0)
+
+
+def test_a_run_that_has_not_ended_can_be_evaluated_and_sampled_from_its_newest_checkpoint(data, halfway, tmp_path):
+    folder = copy_of(halfway, tmp_path / "run")
+    assert run_python("-m", "gpt2.generate", folder, "--tokens", "4", "--prompt", "a").stdout.startswith("a")
+    train(data, folder, *HALFWAY)
+    exported = run_python("-m", "gpt2.evaluate", folder).stdout
+    shutil.rmtree(folder / "model")
+    assert run_python("-m", "gpt2.evaluate", folder).stdout == exported
+    for path in checkpoint.find(folder):
+        shutil.rmtree(path)
+    refused = run_python("-m", "gpt2.evaluate", folder, check=False)
+    assert refused.returncode == 2 and "has saved nothing yet" in refused.stderr
