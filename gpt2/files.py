@@ -1,6 +1,6 @@
 """Files that appear whole or not at all: written beside their place, synced, renamed.
 
-Holds:    `write_whole`, `sync_file`, `sync_folder`, used by shards, weights, checkpoints and run folders.
+Holds:    `write_whole`, `sync_folder`, used by shards, weights, checkpoints and run folders.
 Imports:  the standard library.
 """
 
@@ -30,12 +30,6 @@ def write_whole(path: str | Path, content: bytes | Callable[[BinaryIO], object])
         beside.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
-
-
-def sync_file(path: Path) -> None:
-    """Make the content of a written file survive a power cut. Raises OSError."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:

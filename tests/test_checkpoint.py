@@ -55,13 +55,13 @@ torch.manual_seed(100 + processes.rank)
 torch.rand(7)
 checkpoints = Checkpoints(folder, processes, 1, 0)
 assert checkpoints.save(1, state, {}) is None and checkpoints.close() is None
-print("next", processes.rank, torch.rand(1).item())
+sys.stdout.write(f"next {processes.rank} {torch.rand(1).item()}\\n")
 """
     go_on = """
 model, state = training(processes)
 path, record, skipped = newest(folder)
 state.restore(path, record, processes)
-print("next", processes.rank, torch.rand(1).item())
+sys.stdout.write(f"next {processes.rank} {torch.rand(1).item()}\\n")
 """
     before = run(tmp_path, save, processes=2).stdout.split("\n")
     after = run(tmp_path, go_on, processes=2).stdout.split("\n")
