@@ -73,22 +73,22 @@ BUGS = [
     Bug(
         "HellaSwag's labels shifted by one",
         "gpt2/hellaswag.py",
-        "token_losses(model, before[real], endings[real])",
-        "token_losses(model, before[real], endings.roll(-1, dims=1)[real])",
+        "targets.append(tokens[counts])",
+        "targets.append(tokens.roll(-1, dims=1)[counts])",
         ENDINGS,
     ),
     Bug(
         "HellaSwag's mask shifted by one",
         "gpt2/hellaswag.py",
-        "real = torch.arange(L, device=device) < lengths[:, None]",
-        "real = torch.arange(1, L + 1, device=device) < lengths[:, None]",
+        "counts = torch.arange(L, device=device) < lengths[:, None]",
+        "counts = torch.arange(1, L + 1, device=device) < lengths[:, None]",
         ENDINGS,
     ),
     Bug(
         "padding scored as text",
         "gpt2/hellaswag.py",
-        "real = torch.arange(L, device=device) < lengths[:, None]",
-        "real = torch.ones_like(endings, dtype=torch.bool)",
+        "counts = torch.arange(L, device=device) < lengths[:, None]",
+        "counts = torch.ones_like(tokens, dtype=torch.bool)",
         ENDINGS,
     ),
     Bug(
