@@ -172,7 +172,11 @@ def train(run: Run, processes: Processes, claimed: contextlib.ExitStack) -> None
         report(log, step, checkpoints.finish(block=False))
         evaluated = False
 
-    report(log, step, checkpoints.close())
+    report(log, step, problem := checkpoints.close())
+    if asked and problem:
+        raise UserError(
+            f"stopped at step {step} without saving it ({problem}); make room in {folder}", everywhere=False
+        )
     if asked:
         log.note(step, "stopped", f"asked to by {interruption.name or 'another process'}; the same command goes on")
     else:

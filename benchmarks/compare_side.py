@@ -17,19 +17,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from sides import BETAS, CLIP, EPS, LR, SHARD, WEIGHT_DECAY, Peer, Size, our_side, peer_side, step_on, step_seconds
+from sides import BETAS, EPS, LR, SHARD, WEIGHT_DECAY, Peer, Size, our_side, our_step, peer_side, step_on, step_seconds
 from torch import nn
 
 import fineweb
+from gpt2.checkpoint import Training
 from gpt2.distributed import start
 from gpt2.loader import TokenLoader
 from gpt2.machine import available_cores
 from gpt2.model import GPT, GPTConfig
 from gpt2.optim import make_adamw
+from gpt2.outliers import Outliers
 from gpt2.schedule import learning_rate
 from gpt2.shards import open_shard
 from gpt2.tokenizer import get_encoding
-from train_gpt2 import optimizer_step
 
 CPU = torch.device("cpu")
 
@@ -63,14 +64,15 @@ def loss(job: dict[str, Any]) -> dict[str, Any]:
     our_optimizer = make_adamw(ours, LR, BETAS, EPS, WEIGHT_DECAY)
     their_optimizer = peer.make_optimizer(theirs, CPU)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
+    training = Training(ours, our_optimizer, scaler, our_batches, Outliers(0, 0))
     curves: list[tuple[float, float]] = []
     for step in range(steps):
         lr = learning_rate(step, LR, steps, warmup=steps // 6)
         for group in their_optimizer.param_groups:
             group["lr"] = lr
-        our_loss, _ = optimizer_step(ours, our_batches, our_optimizer, scaler, lr, CLIP, "fp32")
+        our_loss = our_step(training, ours, lr, "fp32")
         [(x, y)] = their_batches.next_step()
-        curves.append((our_loss.item(), step_on(theirs, x, y, their_optimizer, "fp32")))
+        curves.append((our_loss, step_on(theirs, x, y, their_optimizer, "fp32")))
     return {"ours": [a for a, _ in curves], "peer": [b for _, b in curves]}
 
 

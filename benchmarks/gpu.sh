@@ -102,7 +102,7 @@ if wanted train; then
   if [ $device = cuda ]; then
     files=$site/'**/*.py' vocabulary=50257 preset=gpt2-124m
     flags=(--data.batch-tokens 524288 --schedule.steps 200 --schedule.warmup 20 --eval.every 50 --eval.sample-every 100
-      --eval.tokens 1048576)
+      --eval.tokens 1048576 --eval.hellaswag-every 0)
   else
     files=$site/'torch/nn/**/*.py' vocabulary=1024 preset=demo
     flags=(--data.batch-tokens 2048 --schedule.steps 6 --schedule.warmup 2 --eval.every 3 --eval.tokens 4096

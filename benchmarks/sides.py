@@ -24,13 +24,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gpt2.distributed import autocast
-from gpt2.flops import wait
+from gpt2.checkpoint import Training
+from gpt2.distributed import autocast, clip_gradients, wait
 from gpt2.loader import TokenLoader
 from gpt2.model import GPT, GPTConfig
 from gpt2.optim import make_adamw
+from gpt2.outliers import Outliers
 from gpt2.shards import open_shard, write_shard
-from train_gpt2 import optimizer_step
+from train_gpt2 import accumulate, update
 
 LR, BETAS, EPS, WEIGHT_DECAY, CLIP = 1e-3, (0.9, 0.95), 1e-8, 0.1, 1.0
 SHARD = "edu_fineweb10B/edufineweb_train_000000.npy"  # where build-nanogpt's loader looks, below the current folder
@@ -93,13 +94,17 @@ def our_side(
     loader = TokenLoader([shard], size.tokens, size.block_size, micro_batch=size.batch, seed=1, device=device)
     side = Side(raw, lambda: 0.0)
     loader.next_step = timed(loader.next_step, side.waits)  # type: ignore[method-assign]
-
-    def step() -> float:
-        loss, norm = optimizer_step(model, loader, optimizer, scaler, LR, CLIP, precision)
-        return float(loss) + 0 * float(norm)  # the trainer reads both for its log
-
-    side.step = step
+    training = Training(raw, optimizer, scaler, loader, Outliers(0, 0))
+    side.step = lambda: our_step(training, model, LR, precision)
     return side
+
+
+def our_step(training: Training, model: nn.Module, lr: float, precision: str) -> float:
+    """One optimiser step as train_gpt2.py makes it, which reads loss and norm before it changes weights: the loss."""
+    loss = accumulate(training, model, precision, zero=0)
+    norm = float(clip_gradients(model, CLIP))
+    update(training, lr, make=training.outliers.judge(float(loss), norm) is None)
+    return float(loss)
 
 
 def peer_side(peer: "Peer", size: Size, precision: str, compiled: bool, device: torch.device) -> Side:

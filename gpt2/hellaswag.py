@@ -129,7 +129,7 @@ def _from_hub(name: str) -> Iterator[tuple[str, Any]]:
     except Exception as error:  # offline, unknown name, no permission: no common base
         raise UserError(
             f"the dataset {name} can't be had ({type(error).__name__}); give a local file with ctx, endings and label "
-            "in every line: --items hellaswag_val.jsonl"
+            "in every line (--items FILE, in training --eval.hellaswag FILE), or train with --eval.hellaswag-every 0"
         ) from None
     for number, row in enumerate(rows, 1):
         yield f"{name}, row {number}", row

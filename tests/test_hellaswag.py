@@ -188,7 +188,7 @@ def test_a_dataset_gives_its_validation_split(items, tmp_path, monkeypatch):
 
 
 def test_a_dataset_that_cannot_be_had_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"can't be had .* give a local file .*--items hellaswag_val.jsonl"):
+    with pytest.raises(UserError, match=r"can't be had .* give a local file .*--items FILE"):
         load_items(str(tmp_path))
 
 
