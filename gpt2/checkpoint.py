@@ -204,9 +204,12 @@ class Checkpoints:
                 remove(old)
 
     def close(self) -> str | None:
-        """Wait for the last save and end the thread; returns as `finish`."""
+        """Wait for the last save, end the thread and leave its group; returns as `finish`."""
         problem = self.finish()
         self.thread.shutdown()
+        if self.group is not None:
+            dist.destroy_process_group(self.group)
+            self.group = None
         return problem
 
 

@@ -10,6 +10,7 @@ Every function works alike in one plain process and in many under torchrun.
 
 import contextlib
 import functools
+import gc
 import math
 import os
 import shutil
@@ -145,8 +146,13 @@ _TORCHRUN = (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"))
 
 
 def stop() -> None:
-    """Leave the process group, if there is one."""
+    """Leave the process group, if there is one.
+
+    A group ends its threads when nothing refers to it; one that outlives this, in the reference cycles of a wrapped
+    model, may still be at work while Python shuts down, and abort a process that has done all it should.
+    """
     if dist.is_initialized():
+        gc.collect()
         dist.destroy_process_group()
 
 
