@@ -16,13 +16,15 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import tyro
 
 from gpt2.errors import UserError, run_command, speaks
-from gpt2.presets import PRESETS, Run, check, to_json
+from gpt2.parts import Parts
+from gpt2.presets import PRESETS
+from gpt2.run import Run, check, complete, to_json
 
 
 def read_command_line() -> Run:
@@ -35,7 +37,6 @@ def read_command_line() -> Run:
 
 RUN = read_command_line() if __name__ == "__main__" else Run()  # before torch is imported: --help answers at once
 
-import tiktoken
 import torch
 from torch import Tensor, nn
 
@@ -49,51 +50,57 @@ from gpt2.distributed import (
     choose_micro_batch,
     choose_precision,
     clip_gradients,
+    joined,
     recompute,
-    start,
-    stop,
     wait,
     whole_model,
     wrap,
 )
-from gpt2.evaluate import measure, validate
 from gpt2.flops import flops_per_token
-from gpt2.generate import generate
-from gpt2.hellaswag import Item, load_items, prepare, score_items
+from gpt2.hellaswag import load_items
 from gpt2.interrupt import Interruption
 from gpt2.loader import Sequences, TokenLoader, check_division
 from gpt2.logs import RunLog
 from gpt2.memory import activation_bytes
 from gpt2.model import GPT, GPTConfig
+from gpt2.modern import Modern, build, from_pretrained, make_config
 from gpt2.optim import make_adamw
 from gpt2.outliers import Outliers
+from gpt2.run_evaluation import Evaluation, is_due
 from gpt2.schedule import learning_rate
 from gpt2.shards import Shard, find_shards
-from gpt2.telemetry import check_trackers, describe_machine, gpu_state, layer_norms, open_trackers, peak_flops
-from gpt2.tokenizer import get_encoding, token_bytes
+from gpt2.telemetry import (
+    Tracker,
+    check_trackers,
+    describe_machine,
+    gpu_state,
+    layer_norms,
+    open_trackers,
+    peak_flops,
+)
+from gpt2.tokenizer import get_encoding
 
 
 def main() -> None:
-    check(RUN)
-    processes = start(RUN.system.device)
-    try:
-        with contextlib.ExitStack() as claimed:
-            train(RUN, processes, claimed)
-    finally:
-        stop()
+    """The run of the command line, in this process and those that torchrun started beside it."""
+    run = complete(RUN)
+    check(run)
+    with joined(run.system.device) as processes, contextlib.ExitStack() as claimed:
+        train(run, processes, claimed)
 
 
 def train(run: Run, processes: Processes, claimed: contextlib.ExitStack) -> None:
     """One run from the first step to the last. Raises UserError before the first step for what can't work."""
     device, steps, folder = processes.device, run.schedule.steps, Path(run.log.folder)
     encoding = get_encoding(run.model.vocab_size)
-    tracked = (run.log.tensorboard, run.log.wandb)
-    check_trackers(*tracked)
+    check_trackers(run.log.tensorboard, run.log.wandb)
 
     # the model: the same weights in every process
     torch.manual_seed(run.system.seed)
     raw = make_model(run).to(device)
-    make = functools.partial(GPT, raw.config)
+    if isinstance(raw, Modern) and run.system.small_gpu:
+        raw.without_flex()
+    make = functools.partial(build, raw.config)
     config = dataclasses.replace(raw.config, block_size=run.model.block_size or raw.config.block_size)  # as trained
 
     # the data: every token's place in the run is fixed here
@@ -108,7 +115,8 @@ def train(run: Run, processes: Processes, claimed: contextlib.ExitStack) -> None
     recompute(raw, run.system.recompute)
     micro_batch = find_micro_batch(run, raw, config, precision, compiled, processes)
     layout = (processes.rank, processes.world_size, micro_batch)
-    loader = TokenLoader(train_shards, run.data.batch_tokens, config.block_size, *layout, run.data.seed, device)
+    dealt = (run.data.batch_tokens, config.block_size, *layout, run.data.seed, device, run.data.overfit)
+    loader = TokenLoader(train_shards, *dealt)
 
     # the folder, and where in the run to begin
     shards = [[shard.path.name, shard.tokens] for shard in train_shards]
@@ -120,6 +128,8 @@ def train(run: Run, processes: Processes, claimed: contextlib.ExitStack) -> None
 
     model = wrap(raw, processes, compiled, run.system.zero)
     optimizer = make_adamw(raw, run.optim.lr, run.optim.betas, run.optim.eps, run.optim.weight_decay)
+    if isinstance(raw, Modern):
+        optimizer.register_step_post_hook(lambda *_: raw.constrain())
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     outliers = Outliers(run.optim.skip_loss_z, run.optim.skip_norm_z)
     training = Training(raw, optimizer, scaler, loader, outliers)
@@ -130,11 +140,8 @@ def train(run: Run, processes: Processes, claimed: contextlib.ExitStack) -> None
 
     evaluation = Evaluation(run, model, raw, make, val, items, encoding, micro_batch, precision, compiled, processes)
     peak, peak_source = peak_flops(device, precision)
-    settings = json.loads(to_json(run))
-    trackers, notes = open_trackers(folder, *tracked, settings, first) if processes.is_first else ([], {})
-    log = RunLog(folder / "log.txt", processes.is_first, steps, first, trackers)
     machine = f"micro-batch {micro_batch}, {precision}, {'compiled' if compiled else 'not compiled'}"
-    log.header({**describe(run, raw, processes, machine, flops, peak_source, beginning), **notes})
+    log = open_log(run, first, processes, describe(run, raw, processes, machine, flops, peak_source, beginning))
 
     interruption = Interruption()  # before this there is nothing to save
     evaluated, asked = beginning.record.get("evaluated", False), 0.0
@@ -143,7 +150,7 @@ def train(run: Run, processes: Processes, claimed: contextlib.ExitStack) -> None
         if not evaluated and not asked:
             evaluation(step, last, log)
         if step > first and (last or asked or is_due(step, run.log.save_every, last)):
-            here = {"evaluated": not asked, "log_bytes": log.position(), "model": vars(raw.config)}
+            here = {"evaluated": not asked, "log_bytes": log.position(), "model": dataclasses.asdict(raw.config)}
             report(log, step, checkpoints.save(step, training, {**run_folder.decisive(run, shards), **here}))
         if last or asked:
             break
@@ -173,15 +180,25 @@ def train(run: Run, processes: Processes, claimed: contextlib.ExitStack) -> None
         evaluated = False
 
     report(log, step, problem := checkpoints.close())
-    if asked and problem:
-        raise UserError(
-            f"stopped at step {step} without saving it ({problem}); make room in {folder}", everywhere=False
-        )
-    if asked:
-        log.note(step, "stopped", f"asked to by {interruption.name or 'another process'}; the same command goes on")
-    else:
+    if not asked:
         export(whole_model(raw, make), folder, steps, processes)
+    elif problem:
+        raise UserError(f"stopped at step {step}, which could not be saved ({problem}); make room in {folder}", False)
+    else:
+        log.note(step, "stopped", f"asked to by {interruption.name or 'another process'}; the same command goes on")
     log.close()
+
+
+def open_log(run: Run, first: int, processes: Processes, lines: dict[str, str]) -> RunLog:
+    """The log, with `lines` on top, and the trackers that are asked for: written by the first process alone."""
+    folder, settings = Path(run.log.folder), json.loads(to_json(run))
+    trackers: list[Tracker] = []
+    notes: dict[str, str] = {}
+    if processes.is_first:
+        trackers, notes = open_trackers(folder, run.log.tensorboard, run.log.wandb, settings, first)
+    log = RunLog(folder / "log.txt", processes.is_first, run.schedule.steps, first, trackers)
+    log.header({**lines, **notes})
+    return log
 
 
 def accumulate(training: Training, model: nn.Module, precision: str, zero: int) -> Tensor:
@@ -213,62 +230,7 @@ def update(training: Training, lr: float, make: bool) -> None:
     training.optimizer.zero_grad(set_to_none=True)
 
 
-@dataclasses.dataclass
-class Evaluation:
-    """What is measured between steps: always on the same text, and without anything being compiled again.
-
-    The loss goes through the very graph that training compiled; everything else through the plain model. Where the
-    weights are divided, every process gathers a whole copy for the time, and works on its own.
-    """
-
-    run: Run
-    model: nn.Module
-    raw: GPT
-    make: Callable[[], GPT]
-    val: Sequences
-    items: list[Item]
-    encoding: tiktoken.Encoding
-    micro_batch: int
-    precision: str
-    compiled: bool
-    processes: Processes
-
-    def __post_init__(self) -> None:
-        """Encode once what is evaluated often."""
-        self.sizes = token_bytes(self.encoding)
-        self.batches = prepare(self.items, self.encoding.n_vocab, self.raw.config.block_size) if self.items else []
-
-    def __call__(self, step: int, last: bool, log: RunLog) -> None:
-        """Measure what is due at this step, and log it."""
-        wanted = self.run.eval
-        validation = is_due(step, wanted.every, last)
-        hellaswag = is_due(step, wanted.hellaswag_every, last)
-        sampling = is_due(step, wanted.sample_every, last) and step > 0
-        if not (validation or hellaswag or sampling):
-            return
-        whole = whole_model(self.raw, self.make)
-        if validation:
-            measuring = (self.val, wanted.tokens, self.micro_batch, self.processes, self.sizes)
-            log.validation(step, *validate(functools.partial(self.loss, whole), *measuring))
-            if wanted.accuracy or wanted.last_n:
-                log.measured(step, measure(whole, *measuring, self.precision, wanted.last_n))
-        if hellaswag:
-            result = score_items(whole, self.batches, self.processes, self.precision)
-            log.hellaswag(step, result.correct_norm, result.total)
-        if sampling and self.processes.is_first:
-            log.samples(step, samples(whole, self.run, self.encoding))
-
-    def loss(self, whole: GPT, x: Tensor, y: Tensor) -> Tensor:
-        """Mean loss of one micro-batch."""
-        if whole is not self.raw:
-            with torch.no_grad(), autocast(self.processes.device, self.precision):
-                return whole(x, y)[1]
-        gradients = torch.set_grad_enabled(self.compiled)  # as in training: another setting is another graph
-        with gradients, autocast(self.processes.device, self.precision), accumulating(self.model, last=False):
-            return self.model(x, y)[1].detach()
-
-
-def export(model: GPT, folder: Path, steps: int, processes: Processes) -> None:
+def export(model: GPT | Modern, folder: Path, steps: int, processes: Processes) -> None:
     """Write the trained weights where other programs find them, and mark the run as complete."""
     if not processes.is_first:
         return
@@ -324,19 +286,20 @@ def find_data(run: Run, config: GPTConfig) -> tuple[list[Shard], Sequences]:
     return train_shards, val
 
 
-def make_model(run: Run) -> GPT:
+def make_model(run: Run) -> GPT | Modern:
     """Random weights of a descriptor's size, or those of a folder or the hub. Raises UserError where it can't be."""
     wanted = run.model
-    sizes = {k: v for k, v in dataclasses.asdict(wanted).items() if k != "init" and v is not None}
     try:
-        if "/" not in wanted.init and not Path(wanted.init).is_dir():
-            return GPT(GPTConfig.from_descriptor(wanted.init, **sizes))
-        model = GPT.from_pretrained(wanted.init)
+        if "/" not in wanted.init and not Path(wanted.init).exists():
+            return build(make_config(wanted, run.parts))
+        model = from_pretrained(wanted.init)
     except (ValueError, FileNotFoundError) as error:
-        raise UserError(f"--model: {error}") from None
-    for name, value in sizes.items():
-        own = getattr(model.config, name)
-        if value > own if name == "block_size" else value != own:
+        raise UserError(f"--model, --parts: {error}") from None
+    if run.parts != getattr(model.config, "parts", Parts()):
+        raise UserError(f"--parts are not those of {wanted.init}; leave them out, or give the ones it was made of")
+    for name, value in dataclasses.asdict(wanted).items():
+        own = getattr(model.config, name, None)
+        if name != "init" and value is not None and (value > own if name == "block_size" else value != own):
             raise UserError(
                 f"--model.{name.replace('_', '-')} {value} does not go with {wanted.init}, which has {own}; "
                 "leave the flag out"
@@ -345,7 +308,7 @@ def make_model(run: Run) -> GPT:
 
 
 def find_micro_batch(
-    run: Run, model: GPT, config: GPTConfig, precision: str, compiled: bool, processes: Processes
+    run: Run, model: GPT | Modern, config: GPTConfig, precision: str, compiled: bool, processes: Processes
 ) -> int:
     """The micro-batch that was asked for, or the largest that fits. Raises UserError where it can't divide a step."""
     if run.system.micro_batch != "auto":
@@ -371,25 +334,9 @@ def find_micro_batch(
     return choose_micro_batch(attempt, sequences, activation_bytes(config, run.system.recompute), processes)
 
 
-def samples(model: GPT, run: Run, encoding: tiktoken.Encoding) -> list[str]:
-    """What the model writes after the prompt: the same random numbers at every step, top-k 50 as in the lecture."""
-    prompt = encoding.encode_ordinary(run.eval.prompt) or [encoding.eot_token]
-    device = next(model.parameters()).device
-    idx = torch.tensor([prompt] * run.eval.samples, device=device)
-    generator = torch.Generator(device).manual_seed(run.system.seed)
-    new = max(1, run.eval.sample_tokens - len(prompt))
-    columns = [idx, *generate(model, idx, new, top_k=50, generator=generator)]
-    return [encoding.decode(row) for row in torch.cat(columns, dim=1).tolist()]
-
-
-def is_due(step: int, every: int, last: bool = False) -> bool:
-    """Whether something that happens every so many steps, and after the last, happens now; 0 is never."""
-    return every > 0 and (step % every == 0 or last)
-
-
 def describe(
     run: Run,
-    model: GPT,
+    model: GPT | Modern,
     processes: Processes,
     machine: str,
     flops: float,
@@ -401,7 +348,7 @@ def describe(
     lines = {
         "command": shlex.join(["train_gpt2.py", *sys.argv[1:]]),
         **describe_machine(processes),
-        "model": f"{model.num_params():,} parameters, {json.dumps(vars(model.config))}",
+        "model": f"{model.num_params():,} parameters, {json.dumps(dataclasses.asdict(model.config))}",
         "tokens": f"{batch * steps:,} = {steps:,} steps of {batch:,}; {flops * batch * steps:.2e} FLOPs",
         "machine": machine,
         "MFU": f"of {peak}",

@@ -175,6 +175,7 @@ def hub(
     mine = split_dataset_by_node(dataset, rank=part, world_size=parts) if parts > 1 else dataset
 
     def read(skip: int) -> Iterator[str]:
+        """This part's documents but for the first `skip`. Raises UserError where one can't be read."""
         try:
             # not mine.skip(): datasets would skip first and deal out to the parts then, so that shares move
             yield from (_text(row, text_field, path) for row in itertools.islice(mine, skip, None))

@@ -1,7 +1,7 @@
 """Processes, devices, precision, and the wrappers that make a model train on several of them.
 
-Holds:    `Processes`, `start`, `recompute`, `wrap`, `accumulating`, `clip_gradients`, `whole_model`,
-          `choose_precision`, `autocast`, `choose_compile`, `choose_micro_batch`, `wait`.
+Holds:    `Processes`, `start`, `stop`, `joined`, `recompute`, `wrap`, `accumulating`, `clip_gradients`,
+          `whole_model`, `choose_precision`, `autocast`, `choose_compile`, `choose_micro_batch`, `wait`.
 Built in: notebooks 07 and 09.
 Imports:  torch, gpt2.errors, gpt2.machine.
 
@@ -16,7 +16,7 @@ import os
 import shutil
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -154,6 +154,15 @@ def stop() -> None:
     if dist.is_initialized():
         gc.collect()
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def joined(device: str = "auto") -> Iterator[Processes]:
+    """`start` at the beginning of a command and `stop` at its end, however it ends."""
+    try:
+        yield start(device)
+    finally:
+        stop()
 
 
 def recompute(model: nn.Module, what: str) -> None:

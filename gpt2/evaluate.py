@@ -4,8 +4,8 @@ Holds:    `validate` (inside training, through its compiled graph), `measure` (e
           `token_losses`, `evaluating`, `bits_per_byte`, and `python -m gpt2.evaluate MODEL`, which sets the model
           beside compressors.
 Built in: notebook 11.
-Imports:  torch, numpy, tyro, gpt2.distributed, gpt2.generate, gpt2.loader, gpt2.model, gpt2.presets, gpt2.shards,
-          gpt2.tokenizer.
+Imports:  torch, numpy, tyro, gpt2.distributed, gpt2.generate, gpt2.loader, gpt2.model, gpt2.modern, gpt2.run,
+          gpt2.shards, gpt2.tokenizer.
 """
 
 import bz2
@@ -24,12 +24,13 @@ import tyro
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gpt2.distributed import Processes, autocast, choose_precision, start, stop
+from gpt2.distributed import Processes, autocast, choose_precision, joined
 from gpt2.errors import UserError, run_command, speaks
 from gpt2.generate import load
 from gpt2.loader import Sequences
 from gpt2.model import GPT
-from gpt2.presets import Eval, Run, from_json
+from gpt2.modern import Modern
+from gpt2.run import Eval, Run, from_json
 from gpt2.shards import find_shards
 from gpt2.tokenizer import get_encoding, token_bytes
 
@@ -86,7 +87,7 @@ def evaluating(model: nn.Module, device: torch.device, precision: str) -> Iterat
         model.train(training)
 
 
-def logits_in_chunks(model: GPT, x: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def logits_in_chunks(model: GPT | Modern, x: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Final residual stream (N, C) and targets (N,) → logits (n, V) in fp32 and their targets (n,), chunk by chunk.
 
     At most `CHUNK_LOGITS` logits at a time: those of 8 × 1,024 positions of GPT-2 would take 1.6 GiB.
@@ -96,7 +97,7 @@ def logits_in_chunks(model: GPT, x: Tensor, targets: Tensor) -> Iterator[tuple[T
         yield model.logits(hidden).float(), wanted
 
 
-def token_losses(model: GPT, x: Tensor, targets: Tensor) -> Tensor:
+def token_losses(model: GPT | Modern, x: Tensor, targets: Tensor) -> Tensor:
     """Loss in nats of every target (N,) under the final residual stream x (N, C) before it: (N,) fp32."""
     chunks = logits_in_chunks(model, x, targets)
     return torch.cat([F.cross_entropy(logits, wanted, reduction="none") for logits, wanted in chunks])
@@ -136,7 +137,7 @@ def count_windows(sequences: Sequences, tokens: int, last_n: int) -> int:
 
 
 def measure(
-    model: GPT,
+    model: GPT | Modern,
     sequences: Sequences,
     tokens: int,
     micro_batch: int,
@@ -179,7 +180,7 @@ def _windows(
         yield np.lib.stride_tricks.sliding_window_view(line, length)[::step].astype(np.int64)
 
 
-def _tally(model: GPT, x: Tensor, targets: Tensor) -> Tensor:
+def _tally(model: GPT | Modern, x: Tensor, targets: Tensor) -> Tensor:
     """Summed loss in nats, targets that were the likeliest, and targets among the ten likeliest: (3,) float64."""
     totals = torch.zeros(3, dtype=torch.float64)
     for logits, wanted in logits_in_chunks(model, x, targets):
@@ -224,11 +225,8 @@ def main() -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value} is out of range; give at least 1")
-    processes = start()
-    try:
+    with joined() as processes:
         report(options, processes)
-    finally:
-        stop()
 
 
 def report(options: Options, processes: Processes) -> None:

@@ -2,7 +2,7 @@
 
 Holds:    `generate`, `choose`, `load`, and `python -m gpt2.generate RUN --prompt …`.
 Built in: notebook 04.
-Imports:  torch, tyro, gpt2.checkpoint, gpt2.distributed, gpt2.errors, gpt2.model, gpt2.tokenizer.
+Imports:  torch, tyro, gpt2.checkpoint, gpt2.distributed, gpt2.errors, gpt2.model, gpt2.modern, gpt2.tokenizer.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,8 @@ from torch import Tensor
 from gpt2 import checkpoint
 from gpt2.distributed import start
 from gpt2.errors import UserError, run_command
-from gpt2.model import GPT, GPTConfig
+from gpt2.model import GPT
+from gpt2.modern import Modern, build, from_pretrained, read_config
 from gpt2.tokenizer import END_OF_TEXT, get_encoding
 
 
@@ -49,7 +50,7 @@ def choose(
 
 @torch.no_grad()
 def generate(
-    model: GPT,
+    model: GPT | Modern,
     idx: Tensor,
     tokens: int,
     temperature: float = 1.0,
@@ -75,8 +76,8 @@ def generate(
         yield fresh
 
 
-def load(name: str) -> GPT:
-    """The model of a run folder, of a Hugging Face folder, or of the hub. Raises UserError where there is none.
+def load(name: str) -> GPT | Modern:
+    """The model of a run folder, another folder, llm.c's .bin, or the hub. Raises UserError where there is none.
 
     A run that has not come to its end has its weights in checkpoints; the newest intact one is taken.
     """
@@ -84,16 +85,16 @@ def load(name: str) -> GPT:
     if Path(name).is_dir() and not (folder / "config.json").exists():
         raise UserError(f"{name} holds no model; give a run folder, or one that save_pretrained wrote")
     try:
-        return _from_checkpoint(folder) if (folder / "log.txt").exists() else GPT.from_pretrained(str(folder))
+        return _from_checkpoint(folder) if (folder / "log.txt").exists() else from_pretrained(str(folder))
     except (FileNotFoundError, ValueError) as error:
         raise UserError(str(error)) from None
 
 
-def _from_checkpoint(folder: Path) -> GPT:
+def _from_checkpoint(folder: Path) -> GPT | Modern:
     path, record, _ = checkpoint.newest(folder)
     if path is None:
         raise UserError(f"the run in {folder} has saved nothing yet; wait for its first checkpoint")
-    model = GPT(GPTConfig(**record["model"]))
+    model = build(read_config(record["model"]))
     checkpoint.load(path, checkpoint.weights(model), {}, start())
     return model
 

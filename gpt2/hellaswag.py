@@ -25,11 +25,12 @@ import torch
 import tyro
 from torch import Tensor
 
-from gpt2.distributed import Processes, choose_precision, start, stop
+from gpt2.distributed import Processes, choose_precision, joined
 from gpt2.errors import UserError, run_command, speaks
 from gpt2.evaluate import evaluating, token_losses
 from gpt2.generate import load
 from gpt2.model import GPT
+from gpt2.modern import Modern
 from gpt2.tokenizer import get_encoding
 
 ON_THE_HUB = "Rowan/hellaswag"
@@ -215,7 +216,7 @@ def _parts(endings: list[tuple[int, list[int]]]) -> list[Part]:
     return parts
 
 
-def score_batch(model: GPT, batch: Batch) -> tuple[Tensor, Tensor]:
+def score_batch(model: GPT | Modern, batch: Batch) -> tuple[Tensor, Tensor]:
     """Summed loss (nats) and mean loss (nats per token) of every ending after its context, each (B, 4) on the CPU."""
     device = next(model.parameters()).device
     B, T = batch.contexts.shape
@@ -241,7 +242,7 @@ def score_batch(model: GPT, batch: Batch) -> tuple[Tensor, Tensor]:
     return sums.view(B, ENDINGS), (sums / lengths).view(B, ENDINGS)
 
 
-def score_items(model: GPT, batches: Sequence[Batch], processes: Processes, precision: str) -> Result:
+def score_items(model: GPT | Modern, batches: Sequence[Batch], processes: Processes, precision: str) -> Result:
     """How many items the model gets right, over all processes; the batches are those of `prepare`.
 
     `model` is the plain one, neither compiled nor wrapped; its mode and gradients are left as they are. The batches
@@ -285,11 +286,8 @@ class Options:
 def main() -> None:
     """`python -m gpt2.hellaswag`: see `Options`."""
     options = tyro.cli(Options, prog="python -m gpt2.hellaswag", console_outputs=speaks())
-    processes = start()
-    try:
+    with joined() as processes:
         report(options, processes)
-    finally:
-        stop()
 
 
 def report(options: Options, processes: Processes) -> None:

@@ -104,9 +104,11 @@ class TokenLoader:
         micro_batch: int = 1,
         seed: int | None = None,
         device: torch.device | str = "cpu",
+        overfit: bool = False,
     ):
         """`batch_tokens` a step over all processes; `micro_batch` sequences at a time; `seed` None: file order.
 
+        With `overfit`, every step has the tokens of the first.
         Raises UserError where the tokens of a step don't divide evenly, or the shards hold fewer than one step.
         """
         check_division(batch_tokens, block_size, micro_batch, world_size)
@@ -121,6 +123,7 @@ class TokenLoader:
                 f"(and the target after it); give more text, or a smaller --data.batch-tokens"
             )
         self.position = 0  # sequences that all processes together have read
+        self.stride = 0 if overfit else self.batch
         self._thread = ThreadPoolExecutor(1, "token-loader", initializer=self._use_device)
         self._next: Future[list[Batch]] | None = None
 
@@ -129,7 +132,7 @@ class TokenLoader:
         prepared = self._next or self._thread.submit(self._prepare, self.position)
         ready = prepared.result()
         batches = [(x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)) for x, y in ready]
-        self.position += self.batch
+        self.position += self.stride
         self._next = self._thread.submit(self._prepare, self.position)  # last: it will want Python's lock
         return batches
 

@@ -33,6 +33,17 @@ DEPTHS = {
     72: (2880, 30),
     84: (3456, 36),
 }
+# n_embd → (n_layer, width of a head), the family of descriptors gpt3:cN (Brown et al., arXiv 2005.14165, table 2.1)
+GPT3_WIDTHS = {
+    384: (6, 64),
+    768: (12, 64),
+    1024: (24, 64),
+    1536: (24, 96),
+    2048: (24, 128),
+    2560: (32, 80),
+    4096: (32, 128),
+    12288: (96, 128),
+}
 CHUNK_LOGITS = 2**28  # 1 GiB of fp32 logits
 # the product that torch.compile itself uses on a CPU; None where torch is built without oneDNN
 ONEDNN_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
@@ -64,26 +75,31 @@ class GPTConfig:
 
     @classmethod
     def from_descriptor(cls, descriptor: str, **overrides: int) -> "GPTConfig":
-        """`d12` or `gpt2-xl` → that configuration with `overrides` applied; ValueError for an unknown name."""
-        depths = {f"d{depth}": (depth, *size) for depth, size in DEPTHS.items()}
-        name = PUBLISHED.get(descriptor, descriptor)
-        if name not in depths:
-            raise ValueError(f"unknown model {descriptor!r}; known: {', '.join([*depths, *PUBLISHED])}")
-        n_layer, n_embd, n_head = depths[name]
-        return replace(cls(n_layer=n_layer, n_embd=n_embd, n_head=n_head), **overrides)
+        """`d12`, `gpt2-xl` or `gpt3:c768` → that configuration with `overrides` applied.
+
+        Raises ValueError for an unknown name. GPT-3's models read 2048 positions.
+        """
+        known = {f"d{depth}": cls(n_layer=depth, n_embd=C, n_head=heads) for depth, (C, heads) in DEPTHS.items()}
+        known |= {name: known[depth] for name, depth in PUBLISHED.items()}
+        known |= {
+            f"gpt3:c{C}": cls(block_size=2048, n_layer=depth, n_embd=C, n_head=C // size)
+            for C, (depth, size) in GPT3_WIDTHS.items()
+        }
+        if descriptor not in known:
+            raise ValueError(f"unknown model {descriptor!r}; known: {', '.join(known)}")
+        return replace(known[descriptor], **overrides)
 
 
 class KVCache:
     """Keys and values of the positions seen so far, for one batch of sequences of equal length.
 
-    `k` and `v` hold one (B, H, length, D) tensor a layer; `position` counts the filled positions.
+    `k` and `v` hold one tensor of `shape` (B, H, length, D) a layer; `position` counts the filled positions.
     """
 
-    def __init__(self, config: GPTConfig, batch: int, length: int, device: torch.device, dtype: torch.dtype):
-        shape = (batch, config.n_head, length, config.n_embd // config.n_head)
-        self.k = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
-        self.v = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
-        self.length = length
+    def __init__(self, layers: int, shape: tuple[int, int, int, int], device: torch.device, dtype: torch.dtype):
+        self.k = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
+        self.v = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
+        self.length = shape[2]
         self.position = 0
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -244,8 +260,9 @@ class GPT(nn.Module):
 
     def new_cache(self, batch: int, length: int | None = None) -> KVCache:
         """An empty key-value cache for `batch` sequences of up to `length` (default: block_size) positions."""
-        weight = self.transformer.wte.weight
-        return KVCache(self.config, batch, length or self.config.block_size, weight.device, weight.dtype)
+        config, weight = self.config, self.transformer.wte.weight
+        shape = (batch, config.n_head, length or config.block_size, config.n_embd // config.n_head)
+        return KVCache(config.n_layer, shape, weight.device, weight.dtype)
 
     def hidden(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
         """Tokens (B, T) → final, normalised residual stream (B, T, C). With a cache, `idx` continues it."""
@@ -340,3 +357,9 @@ def chunked_cross_entropy(
         [checkpoint(loss_sum, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
     ).sum()
     return total / (targets != -100).sum()
+
+
+if __name__ == "__main__":  # python -m gpt2.model
+    from gpt2.smoke_test import run_smoke_test
+
+    run_smoke_test()

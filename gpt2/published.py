@@ -1,6 +1,6 @@
 """The Hugging Face layout of a GPT-2 folder: `config.json` and `model.safetensors`, as OpenAI's weights are published.
 
-Holds:    `read_folder`, `write_folder`.
+Holds:    `read_folder`, `write_folder`, and below them `read_tensors`, `write_tensors`.
 Built in: notebook 03.
 Imports:  torch, safetensors, huggingface_hub (to download), gpt2.files.
 
@@ -40,7 +40,7 @@ def read_folder(name: str) -> tuple[dict[str, int], dict[str, Tensor]]:
         if config.get(key, value) != value or key == "model_type" not in config:
             raise ValueError(f"{name} is another architecture: its {key} is {config.get(key)!r}, not {value!r}")
     tensors = {}
-    for key, tensor in load_file(folder / "model.safetensors").items():
+    for key, tensor in read_tensors(folder).items():
         if key.endswith((".attn.bias", ".attn.masked_bias")) or key == "lm_head.weight":
             continue  # masks that older folders carry, and the token table again
         name = "transformer." + key.removeprefix("transformer.")
@@ -52,12 +52,7 @@ def read_folder(name: str) -> tuple[dict[str, int], dict[str, Tensor]]:
 
 
 def write_folder(folder: str | Path, sizes: Mapping[str, int], state: Mapping[str, Tensor]) -> None:
-    """Write sizes and weights (a state dict of Linear layers, the token table unpadded). Raises OSError.
-
-    Each file is written beside its place, synced and renamed, so an interrupted save harms no older one.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write sizes and weights (a state dict of Linear layers, the token table unpadded). Raises OSError."""
     end_of_text = sizes["vocab_size"] - 1
     config: dict[str, Any] = {
         **ARCHITECTURE,
@@ -67,9 +62,24 @@ def write_folder(folder: str | Path, sizes: Mapping[str, int], state: Mapping[st
         "eos_token_id": end_of_text,
         **dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0),
     }
-    tensors = {key: (p.t() if _is_transposed(key) else p).detach().cpu().contiguous() for key, p in state.items()}
+    write_tensors(folder, config, {key: p.t() if _is_transposed(key) else p for key, p in state.items()})
+
+
+def write_tensors(folder: str | Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Write `config` and the tensors of `state` as they are. Raises OSError.
+
+    Each file is written beside its place, synced and renamed, so an interrupted save harms no older one.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {key: p.detach().cpu().contiguous() for key, p in state.items()}
     write_whole(folder / "model.safetensors", save(tensors, metadata={"format": "pt"}))
     write_whole(folder / "config.json", json.dumps(config, indent=2).encode() + b"\n")
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a folder. Raises FileNotFoundError."""
+    return load_file(folder / "model.safetensors")
 
 
 def _is_transposed(key: str) -> bool:

@@ -2,7 +2,7 @@
 
 Holds:    `claim`, `begin`, `Beginning`, `finish`, `differences`.
 Built in: notebook 12.
-Imports:  gpt2.checkpoint, gpt2.distributed, gpt2.errors, gpt2.files, gpt2.logs, gpt2.presets.
+Imports:  gpt2.checkpoint, gpt2.distributed, gpt2.errors, gpt2.files, gpt2.logs, gpt2.run.
 
     runs/gpt2-124m/log.txt        the log
     runs/gpt2-124m/config.json    every setting
@@ -25,10 +25,10 @@ from gpt2.distributed import Processes
 from gpt2.errors import UserError
 from gpt2.files import write_whole
 from gpt2.logs import cut_log
-from gpt2.presets import Run, from_json, to_json
+from gpt2.run import Run, from_json, to_json
 
 DONE = "DONE"
-DECISIVE = ("model", "data", "optim", "schedule")  # the settings that decide what is computed
+DECISIVE = ("model", "parts", "data", "optim", "schedule")  # the settings that decide what is computed
 
 
 @dataclass(frozen=True)
@@ -91,14 +91,14 @@ def _decide(run: Run, shards: list[list[Any]]) -> Beginning:
     """Decide where `run` begins, and make its folder ready."""
     folder = Path(run.log.folder)
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0  # by torchrun, after a process died
+    for unfinished in folder.glob("*.tmp"):
+        shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
     anew = (run.resume == "never" or run.log.overwrite) and not restarted
     if anew:
         if (folder / "log.txt").exists() and not run.log.overwrite:
             raise UserError(f"{folder} holds a run already; name another --log.folder, or replace it: --log.overwrite")
         empty(folder)
         return _start(run, folder, Beginning())
-    for unfinished in folder.glob("*.tmp"):
-        shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
     path, record, skipped = checkpoint.newest(folder)
     if run.resume not in ("auto", "never"):
         path, record, skipped = _named(Path(run.resume), folder, path) or (path, record, skipped)
@@ -147,8 +147,6 @@ def _named(path: Path, folder: Path, own: Path | None) -> Found | None:
 
 def empty(folder: Path) -> None:
     """Remove what a run that is replaced has left."""
-    for unfinished in folder.glob("*.tmp"):
-        shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
     for old in checkpoint.find(folder):
         checkpoint.remove(old)
     shutil.rmtree(folder / "model", ignore_errors=True)
@@ -174,7 +172,14 @@ def _refuse_other_run(run: Run, folder: Path) -> None:
 def decisive(run: Run, shards: list[list[Any]]) -> dict[str, Any]:
     """What a checkpoint records of the settings, to be compared when a run goes on."""
     settings = json.loads(to_json(run))
-    return {"settings": {**{name: settings[name] for name in DECISIVE}, "seed": run.system.seed}, "shards": shards}
+    return {
+        "settings": {
+            **{name: settings[name] for name in DECISIVE},
+            "seed": run.system.seed,
+            "weights": run.system.weights,
+        },
+        "shards": shards,
+    }
 
 
 def differences(record: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -171,7 +171,7 @@ def layer_norms(model: nn.Module) -> dict[str, tuple[float, float]]:
 def layer_of(parameter_name: str) -> str:
     """`transformer.h.3.attn.c_attn.weight` → `h.3`, whatever wraps the model."""
     parts = [p for p in parameter_name.split(".") if p not in ("module", "_orig_mod", "transformer")]
-    return ".".join(parts[: 2 if parts[1].isdigit() else 1])
+    return ".".join(parts[: 2 if parts[1:] and parts[1].isdigit() else 1])
 
 
 def _norm(tensors: list[Tensor], like: Tensor) -> Tensor:

@@ -180,6 +180,11 @@ CORE = {
     "optim",
     "schedule",
     "presets",
+    "run",
+    "parts",
+    "modern",
+    "experts",
+    "attention",
 }
 
 

@@ -15,7 +15,8 @@ from transformers import GPT2LMHeadModel
 import train_gpt2
 from gpt2.distributed import Processes
 from gpt2.logs import read_log
-from gpt2.presets import PRESETS, System, from_json, to_json
+from gpt2.presets import PRESETS
+from gpt2.run import System, from_json, to_json
 from gpt2.shards import write_index, write_shard
 from train_gpt2 import make_model
 

@@ -1,0 +1,167 @@
+"""The non-linearities of the MLP, and many MLPs of which a router chooses a few for every token.
+
+Holds:    `activate`, `is_gated`, `unit_rows`, `Experts`, `grouped_linear`.
+Built in: notebook 16.
+Imports:  torch, gpt2.model, gpt2.parts.
+
+Shapes in comments: N tokens, k experts a token, E experts, F the width inside an expert.
+"""
+
+import itertools
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gpt2.model import Linear, gelu, linear
+from gpt2.parts import Parts
+
+SILU_MAGNITUDE = 0.596  # root mean square of silu(x) for x ~ Normal(0, 1) (arXiv 2312.02696, eq. 81)
+CLAMP = 7.0  # gpt-oss: what is multiplied stays in the range of 16-bit products
+
+
+def is_gated(kind: str) -> bool:
+    """Whether this non-linearity takes a gate beside its input, so that its input is twice as wide as its output."""
+    return kind.startswith("swiglu")
+
+
+def activate(kind: str, x: Tensor) -> Tensor:
+    """The non-linearity `kind` of `gpt2.parts.Parts.mlp`: (…, F) → (…, F), or gates and inputs (…, 2 F) → (…, F)."""
+    if kind == "gelu":
+        return gelu(x)
+    if kind == "relu2":
+        return F.relu(x).square()
+    if kind == "mp-silu":
+        return F.silu(x) / SILU_MAGNITUDE
+    gate, up = x.chunk(2, dim=-1)
+    if kind == "swiglu":
+        return F.silu(gate) * up
+    gate, up = gate.clamp(max=CLAMP), up.clamp(-CLAMP, CLAMP)
+    return (up + 1) * gate * torch.sigmoid(1.702 * gate)
+
+
+def unit_rows(weight: Tensor) -> Tensor:
+    """Rows (…, in) scaled to length 1, so that an input of unit magnitude gives an output of unit magnitude."""
+    size = weight.size(-1)
+    return F.rms_norm(weight, (size,), eps=1e-8) / math.sqrt(size)
+
+
+class ExpertLinear(nn.Module):
+    """A linear map for every expert."""
+
+    def __init__(self, experts: int, inside: int, outside: int, bias: bool, normalised: bool):
+        super().__init__()
+        self.normalised = normalised
+        self.weight = nn.Parameter(torch.empty(experts, outside, inside))
+        self.bias = nn.Parameter(torch.empty(experts, outside)) if bias else None
+
+    def forward(self, x: Tensor, expert: Tensor, ends: Tensor) -> Tensor:
+        """Rows (M, in), in the order of their experts (M,), which end at `ends` (E,) → (M, out)."""
+        weight = unit_rows(self.weight) if self.normalised else self.weight
+        y = grouped_linear(x, weight, ends)
+        return y if self.bias is None else y + self.bias[expert].to(y.dtype)
+
+
+class Experts(nn.Module):
+    """A mixture of experts: each token goes to the k experts to which the router gives the largest logits.
+
+    Shazeer et al. (arXiv 1701.06538); the weights are a softmax over the chosen alone, as in Mixtral and gpt-oss.
+    """
+
+    def __init__(self, n_embd: int, width: int, parts: Parts):
+        super().__init__()
+        self.kind, self.k, self.experts = parts.mlp, parts.experts_per_token, parts.experts
+        self.normalised = parts.normalised_weights
+        shape = (parts.bias, self.normalised)
+        self.router = Linear(n_embd, parts.experts, bias=parts.bias)
+        self.c_fc = ExpertLinear(parts.experts, n_embd, width * (2 if is_gated(self.kind) else 1), *shape)
+        self.c_proj = ExpertLinear(parts.experts, width, n_embd, *shape)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, C) → (B, T, C), and how unequally the experts are used: 1 where equally, up to E / k."""
+        B, T, C = x.shape
+        with torch.autocast(x.device.type, enabled=False):  # a rounded logit would send tokens elsewhere
+            weight = unit_rows(self.router.weight) if self.normalised else self.router.weight
+            scores = linear(x.float(), weight.float(), _float(self.router.bias))  # (B, T, E)
+        logits, chosen = scores.topk(self.k, dim=-1)  # (B, T, k)
+        weights = logits.softmax(-1).flatten(0, 1)  # (N, k)
+        order = chosen.flatten().argsort(stable=True)  # places (N · k) in the order of their experts
+        expert = chosen.flatten()[order]
+        ends = (chosen.flatten()[:, None] == torch.arange(self.experts, device=x.device)).sum(0).cumsum(0)
+        copies = x.reshape(B * T, 1, C).expand(-1, self.k, -1).reshape(-1, C)  # (N · k, C)
+        y = self.c_fc(copies[order], expert, ends)
+        y = self.c_proj(activate(self.kind, y), expert, ends)  # (N · k, C)
+        y = y[order.argsort()].view(-1, self.k, C)  # back in the order of the tokens
+        return (y * weights[..., None].to(y.dtype)).sum(1).view(B, T, C), self.inequality(scores, chosen)
+
+    def inequality(self, scores: Tensor, chosen: Tensor) -> Tensor:
+        """E · Σ (share of places) · (mean probability) over the experts, the mean over sequences.
+
+        Fedus et al., "Switch Transformers" (arXiv 2101.03961), eq. 4; for each sequence on its own (DeepSeek-V3, arXiv
+        2412.19437), so that the gradient does not depend on the micro-batch.
+        """
+        share = F.one_hot(chosen, self.experts).float().mean((1, 2))  # (B, E)
+        probability = scores.softmax(-1).mean(1)  # (B, E)
+        return self.experts * (share * probability).sum(-1).mean()
+
+
+def _float(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.float()
+
+
+def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """Rows (M, in), group e of which ends at ends[e], each times its own weight (E, out, in)ᵀ → (M, out).
+
+    One kernel for all groups (`F.grouped_mm`) in bf16 on CUDA; elsewhere a product a group, hidden from the compiler.
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight = x.to(dtype), weight.to(dtype)
+    if x.device.type == "cuda" and x.dtype == torch.bfloat16 and hasattr(F, "grouped_mm"):
+        return F.grouped_mm(x, weight.transpose(-2, -1), offs=ends.to(torch.int32))
+    return _grouped_linear(x.contiguous(), weight.contiguous(), ends)
+
+
+def _groups(ends: Tensor) -> list[slice]:
+    bounds = [0, *ends.tolist()]
+    return [slice(begin, end) for begin, end in itertools.pairwise(bounds)]
+
+
+@torch.library.custom_op("gpt2::grouped_linear", mutates_args=())
+def _grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    y = x.new_empty(x.size(0), weight.size(1))
+    for group, matrix in zip(_groups(ends), weight, strict=True):
+        torch.mm(x[group], matrix.t(), out=y[group])
+    return y
+
+
+@_grouped_linear.register_fake
+def _(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    return x.new_empty(x.size(0), weight.size(1))
+
+
+@torch.library.custom_op("gpt2::grouped_linear_backward", mutates_args=())
+def _grouped_linear_backward(x: Tensor, weight: Tensor, ends: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
+    dx, dweight = torch.empty_like(x), torch.empty_like(weight)
+    for group, matrix, dmatrix in zip(_groups(ends), weight, dweight, strict=True):
+        torch.mm(dy[group], matrix, out=dx[group])
+        torch.mm(dy[group].t(), x[group], out=dmatrix)
+    return dx, dweight
+
+
+@_grouped_linear_backward.register_fake
+def _(x: Tensor, weight: Tensor, ends: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(weight)
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:
+    return *_grouped_linear_backward(*ctx.saved_tensors, dy.contiguous()), None
+
+
+_grouped_linear.register_autograd(_backward, setup_context=_keep)

@@ -1,0 +1,397 @@
+"""Every part of `gpt2.modern` is what its name says, alone and beside the others."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from gpt2.attention import attend, flex_attend
+from gpt2.evaluate import evaluating
+from gpt2.experts import grouped_linear
+from gpt2.model import GPT, GPTConfig
+from gpt2.modern import Modern, ModernConfig, build, from_pretrained, make_config, read_config
+from gpt2.parts import Parts
+from gpt2.presets import GPT_OSS, MAGNITUDE, SPEEDRUN
+from gpt2.run import Model
+
+SIZES = {"block_size": 32, "vocab_size": 300, "n_layer": 2, "n_head": 4, "n_embd": 32}
+LANGUINI = Parts(head_size=16, scale_embedding=True, init="languini", tied=False)
+LLAMA = Parts(norm="rms", position="rotary", kv_heads=2, bias=False, mlp="swiglu", mlp_width=48, tied=False)
+SMALL_OSS = replace(GPT_OSS, kv_heads=1, windows=(8, "full"), mlp_width=24, experts=8)
+KINDS = {
+    "gpt2": Parts(),
+    "speedrun": SPEEDRUN,
+    "languini": LANGUINI,
+    "llama": LLAMA,
+    "gpt-oss": SMALL_OSS,
+    "magnitude": MAGNITUDE,
+    "magnitude with experts": replace(MAGNITUDE, experts=4, kv_heads=2, tied=True),
+    "no positions, one expert a token": Parts(position="none", experts=3, experts_per_token=1, mlp="relu2"),
+    "windows and learned positions": Parts(windows=(1, 5, "full"), kv_heads=1, fp32_logits=True),
+    "rotary stretched": Parts(position="rotary", yarn_factor=4.0, yarn_context=16, qk_norm=True, sinks=True),
+}
+
+
+def model_of(parts: Parts, seed: int = 0, **sizes: int) -> Modern:
+    """A tiny model whose every parameter, those that start at zero too, has random values."""
+    torch.manual_seed(seed)
+    model = Modern(ModernConfig(**{**SIZES, **sizes}, parts=parts))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+    model.constrain()
+    return model
+
+
+def tokens(batch: int = 2, length: int = 32, vocab_size: int = 300) -> torch.Tensor:
+    """Random tokens, always the same."""
+    return torch.randint(vocab_size, (batch, length), generator=torch.Generator().manual_seed(1))
+
+
+def test_gpt2s_choice_of_every_part_is_gpt2_to_the_last_bit():
+    torch.manual_seed(5)
+    plain = GPT(GPTConfig(**SIZES))
+    torch.manual_seed(5)
+    modern = Modern(ModernConfig(**SIZES))
+    assert [(n, p.tolist()) for n, p in plain.named_parameters()] == [
+        (n, p.tolist()) for n, p in modern.named_parameters()
+    ]
+    assert plain.num_params() == modern.num_params()
+    idx = tokens()
+    assert torch.equal(plain(idx)[0], modern(idx)[0])
+    losses = [model(idx[:, :-1], idx[:, 1:])[1] for model in (plain, modern)]
+    assert torch.equal(*losses)
+    for loss in losses:
+        loss.backward()
+    for p, q in zip(plain.parameters(), modern.parameters(), strict=True):
+        assert torch.equal(p.grad, q.grad)
+
+
+@pytest.mark.parametrize("parts", KINDS.values(), ids=KINDS.keys())
+def test_nothing_is_seen_before_its_time_and_the_cache_changes_nothing(parts: Parts):
+    model = model_of(parts)
+    idx = tokens()
+    with evaluating(model, torch.device("cpu"), "fp32"):
+        logits = model(idx)[0]
+        changed = idx.clone()
+        changed[:, 20:] = (changed[:, 20:] + 7) % 300
+        assert_close(model(changed)[0][:, :20], logits[:, :20], atol=1e-5, rtol=0)
+        cache = model.new_cache(2)
+        pieces = [model(piece, cache=cache)[0] for piece in idx.split([10, 1, 1, 9, 1, 10], dim=1)]
+    assert_close(torch.cat(pieces, dim=1), logits, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("parts", KINDS.values(), ids=KINDS.keys())
+def test_every_part_learns_and_has_a_gradient(parts: Parts):
+    model = model_of(parts)
+    idx = tokens()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for step in range(15):
+        loss = model(idx[:, :-1], idx[:, 1:])[1]
+        loss.backward()
+        if step == 0:
+            for name, p in model.named_parameters():
+                assert p.grad is not None and p.grad.abs().sum() > 0, f"{name} has no gradient"
+        optimizer.step()
+        optimizer.zero_grad()
+        model.constrain()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.5
+
+
+@pytest.mark.parametrize("parts", [SPEEDRUN, LANGUINI, SMALL_OSS, MAGNITUDE], ids=lambda p: f"{p.mlp} {p.init}")
+def test_saved_and_read_again_it_is_the_same_model(parts: Parts, tmp_path):
+    model = model_of(parts)
+    model.save_pretrained(tmp_path / "model")
+    again = from_pretrained(str(tmp_path / "model"))
+    assert again.config == model.config
+    assert torch.equal(again(tokens())[0], model(tokens())[0])
+
+
+def test_gpt_oss_is_that_of_transformers():
+    """4 layers of alternating windows, sinks, 8 experts top-2, 4 query heads a key head: prefill and decoding."""
+    from transformers import GptOssConfig, GptOssForCausalLM
+
+    yarn = {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}
+    yarn |= {"original_max_position_embeddings": 4096, "rope_theta": 150_000.0}
+    theirs_config = GptOssConfig(
+        vocab_size=320,
+        hidden_size=64,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        head_dim=16,
+        sliding_window=8,
+        num_local_experts=8,
+        num_experts_per_tok=2,
+        max_position_embeddings=64,
+        rope_parameters=yarn,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        attn_implementation="eager",
+    )
+    torch.manual_seed(0)
+    theirs = GptOssForCausalLM(theirs_config).eval()
+    with torch.no_grad():
+        for name, p in theirs.named_parameters():
+            p.copy_(1 + 0.2 * torch.randn_like(p) if "norm" in name else 0.2 * torch.randn_like(p))
+    parts = replace(GPT_OSS, kv_heads=2, head_size=16, windows=(8, "full"), mlp_width=48, experts=8, yarn_factor=32.0)
+    ours = Modern(ModernConfig(block_size=64, vocab_size=320, n_layer=4, n_head=8, n_embd=64, parts=parts))
+    ours.load_state_dict(gpt_oss_weights(theirs.state_dict(), layers=4))
+    idx = tokens(2, 40, 320)
+    with evaluating(ours, torch.device("cpu"), "fp32"):
+        wanted = theirs(idx).logits
+        assert wanted.std() > 0.5  # weights large enough for every part to matter
+        assert_close(ours(idx)[0], wanted, atol=1e-4, rtol=0)
+        cache, pieces = ours.new_cache(2), []
+        for piece in idx.split([20] + [1] * 20, dim=1):
+            pieces.append(ours(piece, cache=cache)[0])
+        assert_close(torch.cat(pieces, dim=1), wanted, atol=1e-4, rtol=0)
+
+
+def gpt_oss_weights(theirs: dict[str, torch.Tensor], layers: int) -> dict[str, torch.Tensor]:
+    """Weights of transformers' GptOss under our names: its experts are (E, in, out), gates and inputs in turn."""
+    ours = {
+        "transformer.wte.weight": theirs["model.embed_tokens.weight"],
+        "transformer.ln_f.weight": theirs["model.norm.weight"],
+        "lm_head.weight": theirs["lm_head.weight"],
+    }
+    for i in range(layers):
+        old, new = f"model.layers.{i}.", f"transformer.h.{i}."
+        ours[new + "ln_1.weight"] = theirs[old + "input_layernorm.weight"]
+        ours[new + "ln_2.weight"] = theirs[old + "post_attention_layernorm.weight"]
+        for kind in ("weight", "bias"):
+            rows = [theirs[f"{old}self_attn.{x}_proj.{kind}"] for x in "qkv"]
+            ours[f"{new}attn.c_attn.{kind}"] = torch.cat(rows)
+            ours[f"{new}attn.c_proj.{kind}"] = theirs[f"{old}self_attn.o_proj.{kind}"]
+            ours[f"{new}mlp.router.{kind}"] = theirs[f"{old}mlp.router.{kind}"]
+        ours[new + "attn.sinks"] = theirs[old + "self_attn.sinks"]
+        experts = old + "mlp.experts."
+        gate_up, bias = theirs[experts + "gate_up_proj"], theirs[experts + "gate_up_proj_bias"]
+        ours[new + "mlp.c_fc.weight"] = torch.cat([gate_up[..., ::2], gate_up[..., 1::2]], -1).transpose(1, 2)
+        ours[new + "mlp.c_fc.bias"] = torch.cat([bias[..., ::2], bias[..., 1::2]], -1)
+        ours[new + "mlp.c_proj.weight"] = theirs[experts + "down_proj"].transpose(1, 2)
+        ours[new + "mlp.c_proj.bias"] = theirs[experts + "down_proj_bias"]
+    return ours
+
+
+def test_rotary_rmsnorm_swiglu_and_shared_heads_are_those_of_llama():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    theirs = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=320,
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=3,
+            num_attention_heads=8,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            rms_norm_eps=1e-5,
+        )
+    ).eval()
+    with torch.no_grad():
+        for name, p in theirs.named_parameters():
+            p.copy_(1 + 0.2 * torch.randn_like(p) if "norm" in name else 0.2 * torch.randn_like(p))
+    state = theirs.state_dict()
+    weights = {
+        "transformer.wte.weight": state["model.embed_tokens.weight"],
+        "transformer.ln_f.weight": state["model.norm.weight"],
+        "lm_head.weight": state["lm_head.weight"],
+    }
+    for i in range(3):
+        old, new = f"model.layers.{i}.", f"transformer.h.{i}."
+        weights[new + "ln_1.weight"] = state[old + "input_layernorm.weight"]
+        weights[new + "ln_2.weight"] = state[old + "post_attention_layernorm.weight"]
+        weights[new + "attn.c_attn.weight"] = torch.cat([state[f"{old}self_attn.{x}_proj.weight"] for x in "qkv"])
+        weights[new + "attn.c_proj.weight"] = state[old + "self_attn.o_proj.weight"]
+        weights[new + "mlp.c_fc.weight"] = torch.cat([state[f"{old}mlp.{x}_proj.weight"] for x in ("gate", "up")])
+        weights[new + "mlp.c_proj.weight"] = state[old + "mlp.down_proj.weight"]
+    parts = replace(LLAMA, mlp_width=96)
+    ours = Modern(ModernConfig(block_size=64, vocab_size=320, n_layer=3, n_head=8, n_embd=64, parts=parts))
+    ours.load_state_dict(weights)
+    idx = tokens(2, 40, 320)
+    with evaluating(ours, torch.device("cpu"), "fp32"):
+        wanted = theirs(idx).logits
+        assert wanted.std() > 0.5
+        assert_close(ours(idx)[0], wanted, atol=1e-4, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("sinks", [False, True])
+@pytest.mark.parametrize("window", [None, 1, 9, 64])
+def test_flex_attention_and_the_plain_formula_agree(window: int | None, sinks: bool):
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, heads, 48, 16, generator=generator) for heads in (4, 2, 2))
+    sink = torch.randn(4, generator=generator) if sinks else None
+    assert_close(flex_attend(q, k, v, window, sink), attend(q, k, v, window, sink, flex=False), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("window", [None, 40])
+def test_flex_attention_on_a_gpu_has_the_plain_formulas_gradients(window: int | None):
+    q, k, v = (torch.randn(2, heads, 256, 64, device="cuda", requires_grad=True) for heads in (8, 2, 2))
+    sinks = torch.randn(8, device="cuda", requires_grad=True)
+    weight = torch.randn(2, 8, 256, 64, device="cuda")
+    results = []
+    for flex in (False, True):
+        y = attend(q, k, v, window, sinks, flex)
+        results.append((y, *torch.autograd.grad((y * weight).sum(), (q, k, v, sinks))))
+    for plain, fused in zip(*results, strict=True):
+        assert_close(fused, plain, atol=2e-3, rtol=2e-3)
+
+
+def test_a_window_hides_what_lies_before_it():
+    model = model_of(Parts(windows=(4,), position="none"), n_layer=1)
+    idx = tokens()
+    with evaluating(model, torch.device("cpu"), "fp32"):
+        before = model(idx)[0]
+        changed = idx.clone()
+        changed[:, 10] = (changed[:, 10] + 1) % 300
+        differs = (model(changed)[0] - before).abs().amax((0, 2)) > 1e-6
+    assert differs.nonzero().flatten().tolist() == [10, 11, 12, 13]
+
+
+def test_grouped_products_are_those_of_every_token_alone():
+    torch.manual_seed(0)
+    x = torch.randn(11, 6, requires_grad=True)
+    weight = torch.randn(4, 5, 6, requires_grad=True)
+    expert = torch.tensor([0, 0, 0, 2, 2, 2, 2, 2, 3, 3, 3])  # expert 1 has no token
+    ends = torch.tensor([3, 3, 8, 11])
+    wanted = torch.stack([weight[e] @ row for e, row in zip(expert, x, strict=True)])
+    dy = torch.randn(11, 5)
+    assert_close(grouped_linear(x, weight, ends), wanted)
+    gradients = [torch.autograd.grad((y * dy).sum(), (x, weight)) for y in (grouped_linear(x, weight, ends), wanted)]
+    assert_close(*gradients)
+
+
+def test_experts_do_not_depend_on_the_micro_batch():
+    model = model_of(SMALL_OSS)
+    idx = tokens(4)
+
+    def gradients(size: int) -> list[torch.Tensor]:
+        model.zero_grad()
+        for rows in idx.split(size):
+            (model(rows[:, :-1], rows[:, 1:])[1] * size / 4).backward()
+        return [p.grad.clone() for p in model.parameters()]
+
+    for whole, parts in zip(gradients(4), gradients(1), strict=True):
+        assert_close(parts, whole, atol=1e-6, rtol=1e-4)
+
+
+def test_the_balance_keeps_experts_busy_and_is_no_part_of_the_loss():
+    """With it, a router that prefers one expert comes to use all; without it, it does not."""
+    shares = {}
+    for balance in (0.0, 0.5):
+        model = model_of(Parts(experts=4, experts_per_token=1, balance=balance), n_layer=1)
+        router = model.transformer.h[0].mlp.router
+        with torch.no_grad():
+            router.bias.copy_(torch.tensor([3.0, 0.0, 0.0, 0.0]))
+        idx = tokens(8)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        for step in range(60):
+            loss = model(idx[:, :-1], idx[:, 1:])[1]
+            if step == 0:
+                assert_close(loss, torch.nn.functional.cross_entropy(model(idx[:, :-1])[0].mT, idx[:, 1:]))
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        shares[balance] = model.stream(idx)[1].item()
+    assert shares[0.5] < 1.15 < shares[0.0]  # 1: all experts equally busy
+
+
+def residual_magnitudes(model: Modern, idx: torch.Tensor) -> list[float]:
+    """Root mean square of the residual stream behind every layer."""
+    found: list[float] = []
+    hooks = [
+        block.register_forward_hook(lambda _, __, out: found.append(out[0].square().mean().sqrt().item()))
+        for block in model.transformer.h
+    ]
+    with torch.no_grad():
+        model(idx)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def train_for(model: Modern, steps: int, constrained: bool) -> None:
+    """Train on text with structure: each token follows from the one before in one of a few ways."""
+    generator = torch.Generator().manual_seed(3)
+    follows = torch.randint(300, (300, 3), generator=generator)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-2, weight_decay=0.0)
+    for _ in range(steps):
+        rows = [torch.randint(300, (8,), generator=generator)]
+        for _ in range(32):
+            rows.append(follows[rows[-1], torch.randint(3, (8,), generator=generator)])
+        idx = torch.stack(rows, dim=1)
+        model(idx[:, :-1], idx[:, 1:])[1].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if constrained:
+            model.constrain()
+
+
+def row_norms(model: Modern) -> torch.Tensor:
+    """Root mean square of every row of every matrix."""
+    matrices = [p.detach() for p in model.parameters() if p.dim() >= 2]
+    return torch.cat([p.square().mean(-1).sqrt().flatten() for p in matrices])
+
+
+def test_magnitudes_are_preserved_through_200_steps_and_break_without_it():
+    sizes = {"n_layer": 6, "n_embd": 64}
+    torch.manual_seed(0)
+    model = Modern(ModernConfig(**{**SIZES, **sizes}, parts=MAGNITUDE))
+    idx = tokens(8)
+    at_start = residual_magnitudes(model, idx)
+    assert_close(row_norms(model), torch.ones(len(row_norms(model))), atol=1e-4, rtol=0)
+    train_for(model, 200, constrained=True)
+    trained = residual_magnitudes(model, idx)
+    for magnitude in at_start + trained:
+        assert 0.8 < magnitude < 1.25
+    assert_close(row_norms(model), torch.ones(len(row_norms(model))), atol=1e-4, rtol=0)
+
+    torch.manual_seed(0)
+    free = replace(MAGNITUDE, normalised_weights=False, residual="add")
+    model = Modern(ModernConfig(**{**SIZES, **sizes}, parts=free))
+    before = row_norms(model)
+    train_for(model, 200, constrained=True)
+    assert not all(0.8 < magnitude < 1.25 for magnitude in residual_magnitudes(model, idx))
+    assert ((row_norms(model) / before - 1).abs() > 0.1).any()
+
+
+def test_a_config_survives_json():
+    import dataclasses
+    import json
+
+    for config in (GPTConfig(**SIZES), ModernConfig(**SIZES, parts=SMALL_OSS)):
+        assert read_config(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+
+
+def test_a_run_with_gpt2s_parts_builds_gpt2():
+    config = make_config(Model(init="d6", n_embd=48, vocab_size=300), Parts())
+    assert type(build(config)) is GPT
+    assert type(build(make_config(Model(init="d6", n_embd=48, vocab_size=300), Parts(qk_norm=True)))) is Modern
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ({"kv_heads": 3}, "kv_heads 3 does not divide n_head 4"),
+        ({"experts": 4, "experts_per_token": 5}, "experts_per_token 5"),
+        ({"windows": (0,)}, "windows (0,)"),
+        ({"windows": ()}, "windows ()"),
+        ({"position": "rotary", "head_size": 7}, "head_size 7 is odd"),
+        ({"rotary_base": 500.0}, "position learned has no use for rotary_base"),
+        ({"residual_mix": 1.0}, "residual_mix 1"),
+        ({"experts": -1}, "experts -1"),
+        ({"init": "zero", "normalised_weights": True}, "init zero does not go with normalised_weights"),
+        ({"mlp_width": 0}, "mlp_width 0"),
+    ],
+)
+def test_parts_that_make_no_sense_together_are_refused_by_name(parts: dict, words: str):
+    with pytest.raises(ValueError) as error:
+        ModernConfig(**SIZES, parts=Parts(**parts))
+    assert words in str(error.value)
