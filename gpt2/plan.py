@@ -2,12 +2,13 @@
 
 Holds:    `Plan`, `make_plan`, `report`, behind `python -m gpt2.flops gpt2-124m --gpus 8 --hardware a100`.
 Built in: notebook 07.
-Imports:  tyro, gpt2.distributed, gpt2.errors, gpt2.flops, gpt2.hardware, gpt2.memory, gpt2.model, gpt2.presets.
+Imports:  tyro, gpt2.distributed, gpt2.errors, gpt2.flops, gpt2.hardware, gpt2.memory, gpt2.model, gpt2.modern,
+          gpt2.presets, gpt2.run.
 """
 
 import itertools
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import tyro
@@ -18,10 +19,11 @@ from gpt2.flops import flops_per_token, parameters, published_parameters, recomp
 from gpt2.hardware import HARDWARE, Hardware
 from gpt2.memory import RECOMPUTE, Setup, bytes_sent, largest_micro_batch, memory
 from gpt2.model import GPTConfig
-from gpt2.presets import PRESETS, Run
+from gpt2.modern import make_config
+from gpt2.presets import PRESETS
+from gpt2.run import Run, complete
 
 GIB = 2**30
-CHECKPOINT_BYTES = 12  # a parameter: the weight and Adam's two averages, in fp32
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class Options:
-    """What a run needs and costs, before machines are rented for it. GB are 10^9 bytes, GiB 2^30."""
+    """What a run needs and costs, before machines are rented for it. GB are 10^9 bytes, GiB 2^30.
+
+    With --sweep (and its own flags): how fast a preset trains on this machine, by micro-batch.
+    """
 
     name: Annotated[str, tyro.conf.Positional]
-    """A preset of train_gpt2.py, or a model (d6 … d84, gpt2 … gpt2-xl) with the default preset's data and schedule."""
+    """A preset of train_gpt2.py, or a model (d6 … d84, gpt2 … gpt2-xl, gpt3:c384 … gpt3:c12288) with the default
+    preset's data and schedule."""
     gpus: int = 8
     hardware: str = "a100"
     """A key of gpt2.hardware.HARDWARE."""
@@ -129,17 +135,22 @@ def make_plan(options: Options) -> Plan:
     compiled = run.system.compile == "on" or (
         run.system.compile == "auto" and flops_per_token(config) * batch * steps > 1e16
     )
-    setup = Setup(gpus, zero, options.recompute or run.system.recompute, precision=precision, compiled=compiled)
+    setup = Setup(
+        *(gpus, zero, options.recompute or run.system.recompute),
+        precision=precision,
+        compiled=compiled,
+        weights=run.system.weights,
+        muon=run.optim.kind == "muon",
+    )
     return _fitted(Plan(config, setup, hardware, steps, batch, options.mfu), options)
 
 
 def _find_run(name: str) -> tuple[Run, GPTConfig]:
     """The preset of that name, or the default one with a model of that name."""
     default = next(iter(PRESETS.values()))[1]
-    run = PRESETS[name][1] if name in PRESETS else replace(default, model=replace(default.model, init=name))
-    sizes = {k: v for k, v in asdict(run.model).items() if k != "init" and v is not None}
+    run = complete(PRESETS[name][1]) if name in PRESETS else replace(default, model=replace(default.model, init=name))
     try:
-        return run, GPTConfig.from_descriptor(run.model.init, **sizes)
+        return run, make_config(run.model, run.parts)
     except ValueError as error:
         raise UserError(f"{error}; presets: {', '.join(PRESETS)}") from None
 
@@ -198,15 +209,16 @@ def _summary(plan: Plan, options: Options) -> list[str]:
     """What is computed, for how long, for how much."""
     config, setup, price = plan.config, plan.setup, options.price_per_gpu_hour
     counts, work = parameters(config), flops_per_token(config)
-    parts = ", ".join(f"{name} {n / 1e6:.{1 if n > 1e6 else 2}f} M" for name, n in counts.items())
+    parts = [f"{name} {n / 1e6:.{1 if n > 1e6 else 2}f} M" for name, n in counts.items()]
     rows = f"{config.padded_vocab_size:,} rows in the token table for {config.vocab_size:,}"
+    checkpoint = memory(config, replace(setup, gpus=1))  # of which it holds weights and the optimiser's state
     gpu_hours = plan.steps * plan.step_seconds / 3600 * setup.gpus
     peak = (plan.hardware.peak(setup.precision) or math.nan) / 1e12
     return [
         f"{options.name} on {setup.gpus} × {options.hardware}: ZeRO {setup.stage}, recompute {setup.recompute}, "
         f"{setup.precision}, {'' if setup.compiled else 'not '}compiled",
         f"parameters  {published_parameters(config):,} ({sum(counts.values()):,} with {rows})",
-        f"            {parts}",
+        *(" " * 12 + ", ".join(parts[i : i + 5]) for i in range(0, len(parts), 5)),
         f"work        {work / 1e9:.3f} GFLOP a token × {plan.tokens:,} tokens = {work * plan.tokens:.2e} FLOPs",
         f"steps       {plan.steps:,} of {plan.batch_tokens:,} tokens = {setup.gpus} GPUs "
         f"× {setup.micro_steps} micro-steps × {setup.micro_batch} sequences × {config.block_size}",
@@ -214,13 +226,15 @@ def _summary(plan: Plan, options: Options) -> list[str]:
         f"{plan.batch_tokens / plan.step_seconds:,.0f} tokens/s, at {plan.mfu:.0%} of {peak:g} TFLOP/s a GPU",
         f"cost        {_short(gpu_hours)} GPU-hours, {_short(gpu_hours * price)} US$ at {price:g} a GPU-hour",
         f"disk        {_short(2 * plan.tokens / 1e9)} GB of tokens, "
-        f"{_short(CHECKPOINT_BYTES * sum(counts.values()) / 1e9)} GB a checkpoint",
+        f"{_short((checkpoint.weights + checkpoint.optimizer) / 1e9)} GB a checkpoint",
     ]
 
 
 def _stages(plan: Plan) -> list[str]:
     """A row a ZeRO stage: memory by part at the plan's micro-batch, and the micro-batch that would fit."""
-    rows = [["ZeRO", "weights", "gradients", "Adam", "16-bit", "activations", "working", "buffers", "total", "largest"]]
+    rows = [
+        ["ZeRO", "weights", "gradients", "optimiser", "16-bit", "activations", "working", "buffers", "total", "largest"]
+    ]
     for stage in range(4 if plan.setup.gpus > 1 else 1):
         needed = memory(plan.config, replace(plan.setup, zero=stage))
         cells = [f"{value / GIB:.2f}" for value in (*vars(needed).values(), needed.total)]

@@ -24,6 +24,7 @@ from gpt2.logs import Log, read_log, short_count
 
 # what a log has a panel for, beside the loss: column of `Log` → label
 PANELS = {"lr": "learning rate", "norm": "gradient norm", "tok_per_sec": "tokens/s, all processes"}
+LOSS = {"nats": "loss (nats per token)", "bits-per-byte": "loss (bits per byte)"}
 HELLASWAG = {"GPT-2 124M by OpenAI": 0.2955, "chance": 0.25}  # acc_norm, of the published weights
 
 # Okabe and Ito's palette, which stays apart for colour-blind readers
@@ -54,45 +55,65 @@ def smooth(values: np.ndarray, window: int) -> np.ndarray:
     return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
 
 
-def plot_logs(logs: list[Log], x: Literal["step", "tokens", "hours"] = "step") -> Figure:
+def plot_logs(
+    logs: list[Log],
+    x: Literal["step", "tokens", "hours"] = "step",
+    tokens_per_second: float | None = None,
+    y: Literal["nats", "bits-per-byte"] = "nats",
+) -> Figure:
     """Loss with validation loss, learning rate, gradient norm, tokens/s and HellaSwag of logs, overlaid.
 
-    A panel that no log has anything for is left out. `x` in hours is the time spent in training steps. Raises
-    UserError where a log doesn't say what `x` needs.
+    A panel that no log has anything for is left out. `x` in hours is the time spent in training steps, or with
+    `tokens_per_second` what an accelerator of that speed would have needed (Languini's axis, arXiv 2309.11197). `y` in
+    bits per byte compares runs of different vocabularies. Raises UserError where a log doesn't say what `x` or `y`
+    needs.
     """
     style()
+    units = [_bits_per_byte(log) if y == "bits-per-byte" else 1.0 for log in logs]
     panels = [name for name in PANELS if any(np.isfinite(getattr(log, name)).any() for log in logs)]
     panels += ["hellaswag"] if any(len(log.hellaswag) for log in logs) else []
     rows: list[Any] = [["loss"] * max(1, len(panels))] * 2 + ([panels] if panels else [])
     figure, axes = plt.subplot_mosaic(rows, figsize=(10, 7.5 if panels else 5), layout="constrained")
-    for log, name, colour in zip(logs, short_names(logs), COLOURS * len(logs), strict=False):
-        at = positions(log, log.step, x)
-        _draw_loss(axes["loss"], log, x, colour, name if len(logs) > 1 else "")
+    for log, name, colour, unit in zip(logs, short_names(logs), COLOURS * len(logs), units, strict=False):
+        at, val_at = (positions(log, steps, x, tokens_per_second) for steps in (log.step, log.val_step))
+        _draw_loss(axes["loss"], log, at, val_at, unit, colour, name if len(logs) > 1 else "")
         for panel in PANELS.keys() & set(panels):
             axes[panel].plot(at, getattr(log, panel), color=colour)
         if len(log.hellaswag):
-            axes["hellaswag"].plot(positions(log, log.hellaswag_step, x), log.hellaswag, ".-", color=colour)
+            at = positions(log, log.hellaswag_step, x, tokens_per_second)
+            axes["hellaswag"].plot(at, log.hellaswag, ".-", color=colour)
     for panel, axis in axes.items():
-        axis.set(xlabel=x, ylabel=PANELS.get(panel, "loss (nats per token)"))
+        axis.set(xlabel="hours" if tokens_per_second else x, ylabel=PANELS.get(panel, LOSS[y]))
         if x == "tokens":
             axis.xaxis.set_major_formatter(lambda value, _: short_count(value))
             axis.xaxis.set_major_locator(plt.MaxNLocator(9 if panel == "loss" else 4))
+    if tokens_per_second:
+        axes["loss"].set_xlabel(f"hours of an accelerator at {tokens_per_second:,.0f} tokens/s")
     axes["loss"].legend(fontsize="medium" if len(logs) == 1 else "small")
     _finish_panels(axes)
     return figure
 
 
-def positions(log: Log, steps: np.ndarray, x: str) -> np.ndarray:
+def positions(log: Log, steps: np.ndarray, x: str, tokens_per_second: float | None = None) -> np.ndarray:
     """Where on the axis `x` these steps begin. Raises UserError where the log doesn't say what that needs."""
-    if x == "tokens":
+    if x == "tokens" or tokens_per_second:
         if not np.isfinite(log.batch_tokens):
-            raise UserError(f"{log.name} doesn't say how many tokens a step has; leave --x tokens out")
-        return steps * log.batch_tokens
+            flag = "--tokens-per-second" if tokens_per_second else "--x tokens"
+            raise UserError(f"{log.name} doesn't say how many tokens a step has; leave {flag} out")
+        return steps * log.batch_tokens / (3600 * tokens_per_second if tokens_per_second else 1)
     if x == "hours":
         if not np.isfinite(log.seconds).any():
             raise UserError(f"{log.name} doesn't say how long a step took; leave --x hours out")
         return np.interp(steps, [0, *(log.step + 1)], [0, *log.seconds]) / 3600
     return steps
+
+
+def _bits_per_byte(log: Log) -> float:
+    """Bits per byte that one nat per token is, by the log's validations; UserError where they don't say."""
+    ratio = log.bits_per_byte / log.val_loss
+    if not np.isfinite(ratio).any():
+        raise UserError(f"{log.name} doesn't say bits per byte; leave --y bits-per-byte out")
+    return float(np.nanmedian(ratio))
 
 
 def short_names(logs: list[Log]) -> list[str]:
@@ -105,21 +126,23 @@ def short_names(logs: list[Log]) -> list[str]:
     return [name if len(name) <= 40 else f"{name[:19]}…{name[-20:]}" for name in names]
 
 
-def _draw_loss(axis: Axes, log: Log, x: str, colour: str, name: str) -> None:
-    """The loss of every step, its running mean, and the validation loss, labelled with `name` where there is one."""
+def _draw_loss(axis: Axes, log: Log, at: np.ndarray, val_at: np.ndarray, unit: float, colour: str, name: str) -> None:
+    """The loss of every step, its running mean, and the validation loss, labelled with `name` where there is one.
+
+    `at` and `val_at` are their places on the x axis; a nat per token is `unit` on the y axis.
+    """
     there = np.isfinite(log.loss)
-    at, loss = positions(log, log.step, x)[there], log.loss[there]
+    loss = unit * log.loss[there]
     if len(loss):
         window = max(1, len(loss) // 50)
-        axis.plot(at, loss, color=colour, alpha=0.25, linewidth=0.8)
-        axis.plot(at, smooth(loss, window), color=colour, label=f"{name or 'training'}, mean of {window}")
+        axis.plot(at[there], loss, color=colour, alpha=0.25, linewidth=0.8)
+        axis.plot(at[there], smooth(loss, window), color=colour, label=f"{name or 'training'}, mean of {window}")
     if len(log.val_step):
         bits = log.bits_per_byte[-1]
         last = f"{log.val_loss[-1]:.4f} nats" + (f", {bits:.3f} bits per byte" if np.isfinite(bits) else "")
         label = f"{name}, validation: {last} at the end" if name else f"validation: {last} at the end"
         size = 6 if len(log.val_step) < 30 else 3
-        at = positions(log, log.val_step, x)
-        axis.plot(at, log.val_loss, "o--", color=colour, mfc="white", markersize=size, label=label)
+        axis.plot(val_at, unit * log.val_loss, "o--", color=colour, mfc="white", markersize=size, label=label)
 
 
 def _finish_panels(axes: dict[str, Axes]) -> None:
@@ -150,12 +173,22 @@ class Options:
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("loss.png")
     x: Literal["step", "tokens", "hours"] = "step"
     """What is drawn to the right: steps, tokens seen, or hours spent in training steps."""
+    tokens_per_second: float | None = None
+    """Draw to the right the hours that a reference accelerator of this speed would have needed for the tokens seen
+    (an RTX 3090: 55,416 with languini-small, 16,618 with languini-medium)."""
+    y: Literal["nats", "bits-per-byte"] = "nats"
+    """The loss in nats per token, or in bits per byte, which compares runs of different vocabularies."""
 
 
 def main() -> None:
     """`python -m gpt2.plot`: see `Options`."""
     options = tyro.cli(Options, prog="python -m gpt2.plot")
-    figure: Any = plot_logs([read_log(path) for path in options.logs], options.x)
+    speed = options.tokens_per_second
+    if speed is not None and not 0 < speed < float("inf"):
+        raise UserError(f"--tokens-per-second {speed} is out of range; give more than 0")
+    if speed and options.x == "tokens":
+        raise UserError(f"--tokens-per-second {speed:g} makes x hours; leave --x tokens out")
+    figure: Any = plot_logs([read_log(path) for path in options.logs], options.x, speed, options.y)
     try:
         figure.savefig(options.out)
     except (OSError, ValueError) as error:

@@ -402,6 +402,43 @@ def test_tokens_and_hours_are_those_of_the_run(tmp_path):
             plot_logs([read_log(tmp_path / "log.txt")], x)
 
 
+def test_hours_of_a_reference_accelerator_are_tokens_by_its_speed(tmp_path):
+    make_log(tmp_path / "log.txt")
+    log = read_log(tmp_path / "log.txt")
+    np.testing.assert_allclose(positions(log, log.val_step, "step", 2048.0) * 3600, [0, 20, 40])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss, *others = plot_logs([log], tokens_per_second=55_416.0).axes
+    assert loss.get_xlabel() == "hours of an accelerator at 55,416 tokens/s"
+    assert others and {axis.get_xlabel() for axis in others} == {"hours"}
+    (tmp_path / "log.txt").write_text(PEERS["llm.c"])
+    with pytest.raises(UserError, match="how many tokens a step has; leave --tokens-per-second out"):
+        plot_logs([read_log(tmp_path / "log.txt")], tokens_per_second=55_416.0)
+
+
+def test_bits_per_byte_are_drawn_for_every_loss(tmp_path):
+    """A byte has the same number of tokens all along: the training loss is converted as validations were."""
+    for step, loss in ((0, 8.0), (10, 4.0)):
+        with open(tmp_path / "log.txt", "a") as file:
+            file.write(f"step {step} | val loss: {loss:.4f} | bits/byte: {loss / 2:.4f}\n")
+            file.write(f"step {step} | loss: {loss + 1:.6f} | lr: 1e-3 | norm: 1.0 | dt: 1.00ms | tok/sec: 1000.00\n")
+    loss = plot_logs([read_log(tmp_path / "log.txt")], y="bits-per-byte").axes[0]
+    assert loss.get_ylabel() == "loss (bits per byte)"
+    drawn = [list(line.get_ydata()) for line in loss.lines]
+    assert [4.5, 2.5] in drawn and [4.0, 2.0] in drawn
+    (tmp_path / "log.txt").write_text(PEERS["llm.c"])
+    with pytest.raises(UserError, match="leave --y bits-per-byte out"):
+        plot_logs([read_log(tmp_path / "log.txt")], y="bits-per-byte")
+
+
+@pytest.mark.parametrize("flags", [["0"], ["nan"], ["-1"], ["100", "--x", "tokens"]])
+def test_a_speed_that_makes_no_sense_is_refused(tmp_path, flags):
+    make_log(tmp_path / "log.txt", steps=1)
+    out = tmp_path / "loss.png"
+    done = run_python("-m", "gpt2.plot", tmp_path / "log.txt", "-o", out, "--tokens-per-second", *flags, check=False)
+    assert done.returncode == 2 and done.stderr.startswith("error: --tokens-per-second") and not out.exists()
+
+
 def test_the_header_says_how_many_tokens_a_step_has(tmp_path):
     make_log(tmp_path / "log.txt")
     with open(tmp_path / "log.txt", "a") as file:

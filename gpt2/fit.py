@@ -1,0 +1,97 @@
+"""Whether a run fits into the memory of the machine that it was started on, and what would.
+
+Holds:    `free_device_memory`, `check_fits`.
+Built in: notebook 07.
+Imports:  torch, gpt2.distributed, gpt2.errors, gpt2.flops, gpt2.machine, gpt2.memory, gpt2.model, gpt2.modern,
+          gpt2.presets, gpt2.run.
+"""
+
+import itertools
+import os
+from dataclasses import replace
+
+import torch
+
+from gpt2.distributed import Processes, choose_compile, choose_precision
+from gpt2.errors import UserError
+from gpt2.flops import flops_per_token, published_parameters
+from gpt2.machine import free_memory
+from gpt2.memory import RECOMPUTE, Setup, is_fused, largest_micro_batch, memory
+from gpt2.model import GPTConfig
+from gpt2.modern import make_config
+from gpt2.presets import PRESETS
+from gpt2.run import Run, complete
+
+GIB = 2**30
+
+
+def free_device_memory(device: torch.device) -> float:
+    """Bytes that this process can take on its device; on a CPU, its share of what all processes there can take."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return free_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def check_fits(run: Run, config: GPTConfig, processes: Processes) -> None:
+    """Raise UserError where a run needs more memory than there is, with what would fit; allocates nothing.
+
+    What it needs is `gpt2.memory`'s estimate, at one sequence a micro-batch where the micro-batch is to be found.
+    All processes call this together: they agree on the one with the least free memory.
+    """
+    free = processes.min(free_device_memory(processes.device))[0]
+    setup = _setup(run, config, processes)
+    needed = memory(config, setup).total
+    if needed > free:
+        raise UserError(
+            f"{published_parameters(config):,} parameters need {needed / GIB:.1f} GiB to be trained with a micro-batch "
+            f"of {setup.micro_batch}, more than the {free / GIB:.1f} GiB that are free for each process; "
+            f"{_what_fits(run, config, processes, free)}"
+        )
+
+
+def _setup(run: Run, config: GPTConfig, processes: Processes) -> Setup:
+    """What decides on memory, as the trainer will choose it."""
+    device, flops = processes.device, flops_per_token(config) * run.data.batch_tokens * run.schedule.steps
+    size = 1 if run.system.micro_batch == "auto" else run.system.micro_batch
+    return Setup(
+        *(processes.world_size, run.system.zero, run.system.recompute),
+        micro_batch=size,
+        micro_steps=max(1, _sequences(run, config, processes) // size),
+        precision=choose_precision(device, run.system.precision),
+        compiled=choose_compile(device, run.system.compile, flops),
+        fused=is_fused(config, device),
+        weights=run.system.weights,
+        muon=run.optim.kind == "muon",
+    )
+
+
+def _sequences(run: Run, config: GPTConfig, processes: Processes) -> int:
+    return max(1, run.data.batch_tokens // config.block_size // processes.world_size)
+
+
+def _what_fits(run: Run, config: GPTConfig, processes: Processes, free: float) -> str:
+    """The flags, or the preset, with which a run would fit, least change first."""
+    setup, sequences = _setup(run, config, processes), _sequences(run, config, processes)
+    if size := largest_micro_batch(config, setup, sequences, free):
+        return f"give --system.micro-batch {size}"
+    stages = range(setup.zero, 4 if setup.gpus > 1 else setup.zero + 1)
+    for recompute, zero in itertools.product(RECOMPUTE[RECOMPUTE.index(setup.recompute) :], stages):
+        if size := largest_micro_batch(config, replace(setup, recompute=recompute, zero=zero), sequences, free):
+            flags = {"zero": zero, "recompute": recompute, "micro_batch": size}
+            changed = {k: v for k, v in flags.items() if getattr(run.system, k) not in (v, "auto")}
+            return "give " + " ".join(f"--system.{k.replace('_', '-')} {v}" for k, v in changed.items())
+    return _preset_that_fits(run, processes, free)
+
+
+def _preset_that_fits(run: Run, processes: Processes, free: float) -> str:
+    """The largest one of the same parts, else the largest of all."""
+    fitting = []
+    for name, (_, preset) in PRESETS.items():
+        other = complete(preset)
+        other = replace(other, system=replace(other.system, micro_batch=1))
+        config = make_config(other.model, other.parts)
+        if memory(config, _setup(other, config, processes)).total <= free:
+            fitting.append((other.parts == run.parts, published_parameters(config), name))
+    if not fitting:
+        return "no preset is small enough; free some memory"
+    return f"try the preset {max(fitting)[2]}, the largest that fits"

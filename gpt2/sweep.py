@@ -1,0 +1,181 @@
+"""How fast a model trains on this machine, by micro-batch: the throughput that decides a Languini run's steps.
+
+Holds:    `Row`, `sweep`, behind `python -m gpt2.flops --sweep languini-small`.
+Built in: notebook 07.
+Imports:  torch, tyro, gpt2.distributed, gpt2.errors, gpt2.fit, gpt2.flops, gpt2.memory, gpt2.model, gpt2.modern,
+          gpt2.optim, gpt2.presets, gpt2.run, gpt2.telemetry.
+
+As Languini's throughput sweep (Stanić et al., arXiv 2309.11197, section 4): double the micro-batch until memory ends,
+and count on the fastest. A step is forward, backward and AdamW on one micro-batch of random tokens, in one process.
+"""
+
+import csv
+import dataclasses
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from torch import nn
+
+from gpt2.distributed import Processes, autocast, choose_compile, choose_precision, joined, recompute, wait, wrap
+from gpt2.errors import UserError
+from gpt2.fit import check_fits, free_device_memory
+from gpt2.flops import flops_per_token
+from gpt2.memory import Setup, is_fused, memory
+from gpt2.model import GPTConfig
+from gpt2.modern import build, make_config
+from gpt2.optim import make_adamw
+from gpt2.presets import PRESETS
+from gpt2.run import Run, complete
+from gpt2.telemetry import peak_flops
+
+GIB = 2**30
+WARMUP, MEASURED = 3, 7  # steps
+SLOWER = 0.95  # of the best, twice in a row: larger micro-batches won't be faster
+
+
+@dataclass(frozen=True)
+class Options:
+    """How fast a preset's model trains on this machine, by micro-batch: a table on the terminal and in a CSV."""
+
+    name: Annotated[str, tyro.conf.Positional]
+    """A preset of train_gpt2.py."""
+    out: Path = Path("sweep.csv")
+    compile: Literal["auto", "on", "off"] = "auto"
+    """auto: as the trainer chooses for the preset's whole run."""
+    precision: Literal["auto", "bf16", "fp16", "tf32", "fp32"] = "auto"
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+
+
+@dataclass(frozen=True)
+class Row:
+    """The speed with one micro-batch, in sequences. `memory_gib` is the most that was taken: of the GPU, or else by the
+    whole process. `mfu` is model FLOPs utilisation, 0 to 1."""
+
+    model: str
+    micro_batch: int
+    precision: str
+    compiled: bool
+    tokens_per_second: float
+    memory_gib: float
+    mfu: float
+
+
+def sweep(name: str, run: Run, processes: Processes) -> Iterator[Row]:
+    """A row a micro-batch, doubled from one sequence up to those of a step, until two in a row are slower.
+
+    Or until memory ends: on a GPU, when it does; elsewhere, when `gpt2.memory` says that half of what is free would be
+    taken. Raises UserError where not even one sequence fits.
+    """
+    config, device = make_config(run.model, run.parts), processes.device
+    check_fits(replace(run, system=replace(run.system, micro_batch=1)), config, processes)
+    precision = choose_precision(device, run.system.precision)
+    flops = flops_per_token(config)
+    compiled = choose_compile(device, run.system.compile, flops * run.data.batch_tokens * run.schedule.steps)
+    torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
+    torch.manual_seed(run.system.seed)
+    free = free_device_memory(device)
+    raw = build(config).to(device)
+    recompute(raw, run.system.recompute)
+    model = wrap(raw, processes, compiled)
+    optimizer = make_adamw(raw, run.optim.lr, run.optim.betas, run.optim.eps, run.optim.weight_decay)
+    peak, rates = peak_flops(device, precision)[0], [0.0]
+    for size in _sizes(config, run, device, precision, free):
+        torch._dynamo.reset()  # a graph a size; more than a few are given up as too many
+        try:
+            rate = _tokens_per_second(model, optimizer, config, size, precision, device)
+        except torch.OutOfMemoryError:
+            return
+        yield Row(name, size, precision, compiled, rate, _memory_taken(device) / GIB, flops * rate / peak)
+        rates.append(rate)
+        if max(rates[-2:]) < SLOWER * max(rates):
+            return
+
+
+def _sizes(config: GPTConfig, run: Run, device: torch.device, precision: str, free: float) -> Iterator[int]:
+    """Micro-batches to try: powers of two up to the sequences of a step; on a CPU, those for which memory will do."""
+    setup = Setup(recompute=run.system.recompute, precision=precision, fused=is_fused(config, device))
+    size = 1
+    while size <= run.data.batch_tokens // config.block_size:
+        taken = memory(config, replace(setup, micro_batch=size)).total
+        if size > 1 and device.type != "cuda" and taken > free / 2:
+            return
+        yield size
+        size *= 2
+
+
+def _tokens_per_second(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: GPTConfig,
+    size: int,
+    precision: str,
+    device: torch.device,
+) -> float:
+    """Of training steps on `size` sequences; the median, after a few that don't count."""
+    seconds = []
+    for _ in range(WARMUP + MEASURED):
+        x, y = torch.randint(config.vocab_size, (2, size, config.block_size), device=device)
+        wait(device)
+        started = time.perf_counter()
+        with autocast(device, precision):
+            loss = model(x, y)[1]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        wait(device)
+        seconds.append(time.perf_counter() - started)
+    return size * config.block_size / statistics.median(seconds[WARMUP:])
+
+
+def _memory_taken(device: torch.device) -> float:
+    """Bytes at the peak so far: of the GPU's memory, or the process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def write_rows(rows: Iterator[Row], out: Path, show: Callable[[str], None]) -> list[Row]:
+    """Write each row to the CSV `out` as soon as it is measured, and show it. Raises UserError where it can't be."""
+    names = [field.name for field in dataclasses.fields(Row)]
+    done = []
+    try:
+        with open(out, "w", newline="") as file:
+            table = csv.DictWriter(file, names)
+            table.writeheader()
+            for row in rows:
+                table.writerow(dataclasses.asdict(row))
+                file.flush()
+                show(
+                    f"micro-batch {row.micro_batch:4d} | {row.tokens_per_second:12,.1f} tokens/s | "
+                    f"{row.memory_gib:6.2f} GiB | MFU {row.mfu:5.1%}"
+                )
+                done.append(row)
+    except OSError as error:
+        raise UserError(f"can't write {out} ({error.strerror}); name another file with --out") from None
+    return done
+
+
+def main() -> None:
+    """`python -m gpt2.flops --sweep`: see `Options`."""
+    words = [word for word in sys.argv[1:] if word != "--sweep"]
+    options = tyro.cli(Options, args=words, prog="python -m gpt2.flops --sweep")
+    if options.name not in PRESETS:
+        raise UserError(f"unknown preset {options.name!r}; known: {', '.join(PRESETS)}")
+    run = complete(PRESETS[options.name][1])
+    system = replace(run.system, compile=options.compile, precision=options.precision, device=options.device)
+    run = replace(run, system=system)
+    with joined(options.device) as processes:
+        rows = write_rows(sweep(options.name, run, processes), options.out, print)
+    best = max(rows, key=lambda row: row.tokens_per_second)
+    compiled = "compiled" if best.compiled else "not compiled"
+    print(f"best: micro-batch {best.micro_batch}, {best.precision}, {compiled}; wrote {options.out}")
+    print(f"--languini.tokens-per-second {best.tokens_per_second:.0f}")
