@@ -1,9 +1,9 @@
 """Whether a run fits into the memory of the machine that it was started on, and what would.
 
-Holds:    `free_device_memory`, `check_fits`.
+Holds:    `free_device_memory`, `setup_of`, `check_fits`.
 Built in: notebook 07.
 Imports:  torch, gpt2.distributed, gpt2.errors, gpt2.flops, gpt2.machine, gpt2.memory, gpt2.model, gpt2.modern,
-          gpt2.presets, gpt2.run.
+          gpt2.parts, gpt2.presets, gpt2.run.
 """
 
 import itertools
@@ -19,6 +19,7 @@ from gpt2.machine import free_memory
 from gpt2.memory import RECOMPUTE, Setup, is_fused, largest_micro_batch, memory
 from gpt2.model import GPTConfig
 from gpt2.modern import make_config
+from gpt2.parts import Parts
 from gpt2.presets import PRESETS
 from gpt2.run import Run, complete
 
@@ -39,7 +40,7 @@ def check_fits(run: Run, config: GPTConfig, processes: Processes) -> None:
     All processes call this together: they agree on the one with the least free memory.
     """
     free = processes.min(free_device_memory(processes.device))[0]
-    setup = _setup(run, config, processes)
+    setup = setup_of(run, config, processes)
     needed = memory(config, setup).total
     if needed > free:
         raise UserError(
@@ -49,7 +50,7 @@ def check_fits(run: Run, config: GPTConfig, processes: Processes) -> None:
         )
 
 
-def _setup(run: Run, config: GPTConfig, processes: Processes) -> Setup:
+def setup_of(run: Run, config: GPTConfig, processes: Processes) -> Setup:
     """What decides on memory, as the trainer will choose it."""
     device, flops = processes.device, flops_per_token(config) * run.data.batch_tokens * run.schedule.steps
     size = 1 if run.system.micro_batch == "auto" else run.system.micro_batch
@@ -59,7 +60,7 @@ def _setup(run: Run, config: GPTConfig, processes: Processes) -> Setup:
         micro_steps=max(1, _sequences(run, config, processes) // size),
         precision=choose_precision(device, run.system.precision),
         compiled=choose_compile(device, run.system.compile, flops),
-        fused=is_fused(config, device),
+        fused=is_fused(config, device, flex=not run.system.small_gpu),
         weights=run.system.weights,
         muon=run.optim.kind == "muon",
     )
@@ -71,7 +72,7 @@ def _sequences(run: Run, config: GPTConfig, processes: Processes) -> int:
 
 def _what_fits(run: Run, config: GPTConfig, processes: Processes, free: float) -> str:
     """The flags, or the preset, with which a run would fit, least change first."""
-    setup, sequences = _setup(run, config, processes), _sequences(run, config, processes)
+    setup, sequences = setup_of(run, config, processes), _sequences(run, config, processes)
     if size := largest_micro_batch(config, setup, sequences, free):
         return f"give --system.micro-batch {size}"
     stages = range(setup.zero, 4 if setup.gpus > 1 else setup.zero + 1)
@@ -84,14 +85,19 @@ def _what_fits(run: Run, config: GPTConfig, processes: Processes, free: float) -
 
 
 def _preset_that_fits(run: Run, processes: Processes, free: float) -> str:
-    """The largest one of the same parts, else the largest of all."""
+    """The largest one of the same kind of parts, else the largest of all."""
     fitting = []
     for name, (_, preset) in PRESETS.items():
         other = complete(preset)
         other = replace(other, system=replace(other.system, micro_batch=1))
         config = make_config(other.model, other.parts)
-        if memory(config, _setup(other, config, processes)).total <= free:
-            fitting.append((other.parts == run.parts, published_parameters(config), name))
+        if memory(config, setup_of(other, config, processes)).total <= free:
+            fitting.append((_kind(other.parts) == _kind(run.parts), published_parameters(config), name))
     if not fitting:
         return "no preset is small enough; free some memory"
     return f"try the preset {max(fitting)[2]}, the largest that fits"
+
+
+def _kind(parts: Parts) -> tuple[str | bool, ...]:
+    """What distinguishes families, whatever their sizes."""
+    return parts.norm, parts.position, parts.mlp, parts.residual, parts.tied

@@ -71,7 +71,7 @@ class Memory:
 def _layer_bytes(config: ModernConfig, setup: Setup) -> tuple[int, int, int]:
     """What one layer keeps for backward, what of it is recomputed, and what its backward needs beside, a token."""
     C, a, parts = config.n_embd, VALUE_BYTES[setup.precision], config.parts
-    stream = 4 if setup.weights == "fp32" else a  # bytes of a value of the residual stream
+    stream = WEIGHT_BYTES[setup.weights]  # bytes of a value of the residual stream
     # the residual stream into the norm with its mean and deviation; the norm's output
     norm = stream * C + 8
     chosen = parts.experts_per_token if parts.experts else 1
@@ -157,12 +157,13 @@ def _sizes(config: GPTConfig) -> tuple[int, int, int]:
     return P, layer, P - config.n_layer * layer
 
 
-def _state_bytes(config: GPTConfig, setup: Setup) -> int:
+def _state_bytes(config: GPTConfig, setup: Setup) -> float:
     """What the optimiser keeps: Adam's two averages, or Muon's one for the matrices of the blocks; master weights."""
     P = sum(parameters(config).values())
     once = sum(n for name, n in matrices(config).items() if name.startswith("transformer.h.")) if setup.muon else 0
+    owned = once / setup.gpus if setup.stage == 0 else once  # the work on a matrix is one process's
     master = 4 * P if setup.weights == "bf16-master" else 0
-    return (2 if setup.weights == "bf16" else 4) * (2 * P - once) + master
+    return (2 if setup.weights == "bf16" else 4) * (2 * (P - once) + owned) + master
 
 
 def _copied_bytes(config: ModernConfig, setup: Setup) -> int:
@@ -181,9 +182,11 @@ def _logits_bytes(config: GPTConfig, setup: Setup) -> int:
     return 12 * config.vocab_size * min(tokens, max(1, CHUNK_LOGITS // config.padded_vocab_size))
 
 
-def is_fused(config: GPTConfig, device: torch.device) -> bool:
-    """Whether attention keeps no T × T maps there: on every GPU; on a CPU, of long sequences, unless it has sinks."""
-    return device.type != "cpu" or (config.block_size > 512 and not with_parts(config).parts.sinks)
+def is_fused(config: GPTConfig, device: torch.device, flex: bool = True) -> bool:
+    """Whether attention keeps no T × T maps there: on a GPU, with sinks where it has FlexAttention; on a CPU, of long
+    sequences without sinks."""
+    sinks = with_parts(config).parts.sinks
+    return (flex or not sinks) if device.type != "cpu" else (config.block_size > 512 and not sinks)
 
 
 def activation_bytes(config: GPTConfig, recompute: str = "none") -> int:

@@ -109,31 +109,31 @@ _GPT3 = _llmc("gpt3:c768", 524_288, 6e-4, 0.1, 572_204, 10_000, "gpt3-125m", "da
 # name → (what it is: model, data, tokens, FLOPs, time or result; the run). The first is the default.
 PRESETS: dict[str, tuple[str, Run]] = {
     "gpt2-124m": (
-        "GPT-2 124M on 10 B tokens of FineWeb-Edu: 8.6e18 FLOPs, published at 1.06 M tokens/s on 8 A100 (2.6 h)",
+        "GPT-2 124M on 10 B tokens of FineWeb-Edu: 8.5e18 FLOPs; published at 1.06 M tokens/s on 8 A100 (2.6 h)",
         Run(eval=Eval(hellaswag_every=250)),
     ),
     "demo": (
-        "1.1 M parameters on the Python standard library, 4.1 M tokens: 2.9e13 FLOPs, two minutes on two CPU cores",
+        "1.1 M parameters on the Python standard library: 4.1 M tokens, 2.9e13 FLOPs; two minutes on two CPU cores",
         _demo("demo", Optim(lr=5e-3), Schedule(steps=2000, warmup=100, final_fraction=0.0)),
     ),
     "llmc-124m": (
-        "llm.c's GPT-2 124M on 9.9 B tokens of FineWeb: 8.5e18 FLOPs; published val loss 3.29, HellaSwag 29.9 %",
+        "llm.c's GPT-2 124M on FineWeb: 9.9 B tokens, 8.5e18 FLOPs; published val loss 3.29, HellaSwag 29.9 %",
         _llmc("d12", 524_288, 6e-4, 0.0, 18_865, 5_000, "llmc-124m", "data/fineweb"),
     ),
     "llmc-350m": (
-        "llm.c's GPT-2 350M on 31.5 B tokens of FineWeb",
+        "llm.c's GPT-2 350M on FineWeb: 31.5 B tokens, 7.6e19 FLOPs; published 13.7 h on 8 A100",
         _llmc("d24", 524_288, 3e-4, 0.0, 60_000, 2_000, "llmc-350m", "data/fineweb-100b"),
     ),
     "llmc-774m": (
-        "llm.c's GPT-2 774M on 150 B tokens of FineWeb",
+        "llm.c's GPT-2 774M on FineWeb: 150 B tokens, 7.8e20 FLOPs; published 135 h on 8 A100",
         _llmc("d36", 524_288, 2.5e-4, 0.0, 286_102, 4_000, "llmc-774m", "data/fineweb-100b"),
     ),
     "llmc-1558m": (
-        "llm.c's GPT-2 1558M on 33.6 B tokens of FineWeb-Edu",
+        "llm.c's GPT-2 1558M on FineWeb-Edu: 33.6 B tokens, 3.4e20 FLOPs; published 24 h on 8 H100",
         _llmc("d48", 1_048_576, 6e-4, 0.1, 32_000, 2_000, "llmc-1558m", "data/fineweb-edu-100b"),
     ),
     "gpt3-125m": (
-        "llm.c's GPT-3 125M, T 2048, on 300 B tokens of FineWeb; steps with outlying loss or gradient are skipped",
+        "llm.c's GPT-3 125M, T 2048, on FineWeb: 300 B tokens, 2.9e20 FLOPs; steps with an outlying loss are skipped",
         replace(
             _GPT3,
             optim=replace(_GPT3.optim, skip_loss_z=7.0, skip_norm_z=7.0),
@@ -141,11 +141,11 @@ PRESETS: dict[str, tuple[str, Run]] = {
         ),
     ),
     "llmc-demo": (
-        "llmc-124m's sibling for a laptop",
+        "llmc-124m's sibling for a laptop: 4.1 M tokens of the standard library, 2.9e13 FLOPs",
         _demo("llmc-demo", Optim(lr=5e-3), Schedule(steps=2000, warmup=100, final_fraction=0.0), zero=1),
     ),
     "speedrun": (
-        "modded-nanogpt's checkpoint 8 on 2.4 B tokens of FineWeb; published val loss 3.28 in 10.8 min on 8 H100",
+        "modded-nanogpt's checkpoint 8 on FineWeb: 2.4 B tokens, 2.1e18 FLOPs; val loss 3.28 in 10.8 min on 8 H100",
         Run(
             model=Model(init="d12", n_head=6),
             parts=SPEEDRUN,
@@ -158,7 +158,7 @@ PRESETS: dict[str, tuple[str, Run]] = {
         ),
     ),
     "speedrun-demo": (
-        "speedrun's sibling for a laptop",
+        "speedrun's sibling for a laptop: 4.1 M tokens of the standard library, 2.9e13 FLOPs",
         _demo(
             "speedrun-demo",
             Optim(kind="muon", lr=0.02, embedding_lr=0.3, head_lr=0.002, weight_decay=0.0, clip=0.0),
@@ -166,20 +166,32 @@ PRESETS: dict[str, tuple[str, Run]] = {
             SPEEDRUN,
         ),
     ),
-    "languini-mini": ("Languini's mini, 4 layers, 512 wide, on books", _languini("mini", 4, 512, 8, 32)),
-    "languini-tiny": ("Languini's tiny, 4 layers, 768 wide, on books", _languini("tiny", 4, 768, 12, 64)),
+    "languini-mini": (
+        "Languini's mini, 4 layers, 512 wide, on books: 1.2 B tokens, 1.4e17 FLOPs",
+        _languini("mini", 4, 512, 8, 32),
+    ),
+    "languini-tiny": (
+        "Languini's tiny, 4 layers, 768 wide, on books: 1.2 B tokens, 3.2e17 FLOPs",
+        _languini("tiny", 4, 768, 12, 64),
+    ),
     "languini-small": (
-        "Languini's small, 12 layers, 768 wide, on books: what an RTX 3090 reads in 6 hours, 1.2 B tokens",
+        "Languini's small, 12 layers, 768 wide, on books: 1.2 B tokens, 7.7e17 FLOPs; 6 h of an RTX 3090",
         _languini("small", 12, 768, 12, 64, batch=128, hours=6.0, speed=55_416.0),
     ),
     "languini-medium": (
-        "Languini's medium, 24 layers, 1024 wide, on books: what an RTX 3090 reads in 48 hours, 2.9 B tokens",
+        "Languini's medium, 24 layers, 1024 wide, on books: 2.9 B tokens, 5.9e18 FLOPs; 48 h of an RTX 3090",
         _languini("medium", 24, 1024, 16, 64, batch=256, hours=48.0, speed=16_618.0),
     ),
-    "languini-large": ("Languini's large, 24 layers, 1536 wide, on books", _languini("large", 24, 1536, 16, 96)),
-    "languini-xl": ("Languini's xl, 24 layers, 2048 wide, on books", _languini("xl", 24, 2048, 24, 128)),
+    "languini-large": (
+        "Languini's large, 24 layers, 1536 wide, on books: 1.2 B tokens, 5.3e18 FLOPs",
+        _languini("large", 24, 1536, 16, 96),
+    ),
+    "languini-xl": (
+        "Languini's xl, 24 layers, 2048 wide, on books: 1.2 B tokens, 1.1e19 FLOPs",
+        _languini("xl", 24, 2048, 24, 128),
+    ),
     "languini-demo": (
-        "languini-small's sibling for a laptop",
+        "languini-small's sibling for a laptop: 4.1 M tokens of the standard library, 2.9e13 FLOPs",
         _demo(
             "languini-demo",
             Optim(lr=3e-3, weight_decay=0.0, clip=0.0),
@@ -188,11 +200,11 @@ PRESETS: dict[str, tuple[str, Run]] = {
         ),
     ),
     "gpt-oss-mini": (
-        "gpt-oss's parts at GPT-2's size, 8 experts of which 2 work on a token, on 10 B tokens of FineWeb-Edu",
+        "gpt-oss's parts at GPT-2's size, 2 of 8 experts a token, on FineWeb-Edu: 10 B tokens, 6.6e18 FLOPs",
         Run(parts=GPT_OSS, eval=Eval(hellaswag_every=250), log=Log(folder="runs/gpt-oss-mini")),
     ),
     "gpt-oss-demo": (
-        "gpt-oss-mini's sibling for a laptop",
+        "gpt-oss-mini's sibling for a laptop: 4.1 M tokens of the standard library, 2.2e13 FLOPs",
         _demo(
             "gpt-oss-demo",
             Optim(lr=3e-3),
@@ -201,7 +213,7 @@ PRESETS: dict[str, tuple[str, Run]] = {
         ),
     ),
     "magnitude": (
-        "GPT-2 with EDM2's magnitude preservation in every part, on 10 B tokens of FineWeb-Edu",
+        "GPT-2 with EDM2's magnitude preservation in every part, on FineWeb-Edu: 10 B tokens, 8.5e18 FLOPs",
         Run(
             parts=MAGNITUDE,
             optim=Optim(lr=1e-2, weight_decay=0.0),
@@ -211,7 +223,7 @@ PRESETS: dict[str, tuple[str, Run]] = {
         ),
     ),
     "magnitude-demo": (
-        "magnitude's sibling for a laptop",
+        "magnitude's sibling for a laptop: 4.1 M tokens of the standard library, 2.9e13 FLOPs",
         _demo(
             "magnitude-demo",
             Optim(lr=2e-2, weight_decay=0.0),

@@ -6,7 +6,7 @@ Imports:  torch, tyro, gpt2.distributed, gpt2.errors, gpt2.fit, gpt2.flops, gpt2
           gpt2.optim, gpt2.presets, gpt2.run, gpt2.telemetry.
 
 As Languini's throughput sweep (Stanić et al., arXiv 2309.11197, section 4): double the micro-batch until memory ends,
-and count on the fastest. A step is forward, backward and AdamW on one micro-batch of random tokens, in one process.
+and count on the fastest. A step is forward, backward and the optimiser on one micro-batch of random tokens.
 """
 
 import csv
@@ -24,14 +24,14 @@ import torch
 import tyro
 from torch import nn
 
-from gpt2.distributed import Processes, autocast, choose_compile, choose_precision, joined, recompute, wait, wrap
+from gpt2.distributed import Processes, autocast, joined, recompute, wait, wrap
 from gpt2.errors import UserError
-from gpt2.fit import check_fits, free_device_memory
+from gpt2.fit import check_fits, free_device_memory, setup_of
 from gpt2.flops import flops_per_token
-from gpt2.memory import Setup, is_fused, memory
+from gpt2.memory import Setup, memory
 from gpt2.model import GPTConfig
-from gpt2.modern import build, make_config
-from gpt2.optim import make_adamw
+from gpt2.modern import Modern, build, make_config
+from gpt2.optim import make_optimizer
 from gpt2.presets import PRESETS
 from gpt2.run import Run, complete
 from gpt2.telemetry import peak_flops
@@ -75,35 +75,37 @@ def sweep(name: str, run: Run, processes: Processes) -> Iterator[Row]:
     taken. Raises UserError where not even one sequence fits.
     """
     config, device = make_config(run.model, run.parts), processes.device
-    check_fits(replace(run, system=replace(run.system, micro_batch=1)), config, processes)
-    precision = choose_precision(device, run.system.precision)
-    flops = flops_per_token(config)
-    compiled = choose_compile(device, run.system.compile, flops * run.data.batch_tokens * run.schedule.steps)
-    torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
+    run = replace(run, system=replace(run.system, micro_batch=1))
+    check_fits(run, config, processes)
+    setup, free = setup_of(run, config, processes), free_device_memory(device)
+    torch.set_float32_matmul_precision("highest" if setup.precision == "fp32" else "high")
     torch.manual_seed(run.system.seed)
-    free = free_device_memory(device)
-    raw = build(config).to(device)
-    recompute(raw, run.system.recompute)
-    model = wrap(raw, processes, compiled)
-    optimizer = make_adamw(raw, run.optim.lr, run.optim.betas, run.optim.eps, run.optim.weight_decay)
-    peak, rates = peak_flops(device, precision)[0], [0.0]
-    for size in _sizes(config, run, device, precision, free):
+    raw = build(config).to(device, torch.float32 if setup.weights == "fp32" else torch.bfloat16)
+    recompute(raw, setup.recompute)
+    model = wrap(raw, processes, setup.compiled)
+    optimizer = make_optimizer(raw, run.optim, setup.weights)
+    if isinstance(raw, Modern):
+        optimizer.register_step_post_hook(lambda *_: raw.constrain())
+    flops, peak, rates = flops_per_token(config), peak_flops(device, setup.precision)[0], [0.0]
+    for size in _sizes(config, setup, run.data.batch_tokens // config.block_size, device, free):
         torch._dynamo.reset()  # a graph a size; more than a few are given up as too many
         try:
-            rate = _tokens_per_second(model, optimizer, config, size, precision, device)
+            rate = _tokens_per_second(model, optimizer, config, size, setup.precision, device)
         except torch.OutOfMemoryError:
+            if size == 1:
+                raise UserError(f"not even one sequence of {name} fits into this GPU; choose a smaller preset") from None
             return
-        yield Row(name, size, precision, compiled, rate, _memory_taken(device) / GIB, flops * rate / peak)
+        memory_gib = _memory_taken(device) / GIB
+        yield Row(name, size, setup.precision, setup.compiled, rate, memory_gib, flops * rate / peak)
         rates.append(rate)
         if max(rates[-2:]) < SLOWER * max(rates):
             return
 
 
-def _sizes(config: GPTConfig, run: Run, device: torch.device, precision: str, free: float) -> Iterator[int]:
+def _sizes(config: GPTConfig, setup: Setup, sequences: int, device: torch.device, free: float) -> Iterator[int]:
     """Micro-batches to try: powers of two up to the sequences of a step; on a CPU, those for which memory will do."""
-    setup = Setup(recompute=run.system.recompute, precision=precision, fused=is_fused(config, device))
     size = 1
-    while size <= run.data.batch_tokens // config.block_size:
+    while size <= sequences:
         taken = memory(config, replace(setup, micro_batch=size)).total
         if size > 1 and device.type != "cuda" and taken > free / 2:
             return

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import weakref
 from collections.abc import Iterator
 
@@ -14,14 +15,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from gpt2 import flops
+from gpt2 import fit, flops, presets
 from gpt2.distributed import Processes, accumulating, autocast, recompute, start, stop, wrap
 from gpt2.errors import UserError
 from gpt2.hardware import HARDWARE
-from gpt2.memory import RECOMPUTE, Setup, activation_bytes, bytes_sent, memory
+from gpt2.memory import RECOMPUTE, Setup, activation_bytes, bytes_sent, is_fused, memory
 from gpt2.model import GPT, GPTConfig
-from gpt2.optim import make_adamw
+from gpt2.modern import ModernConfig, build, make_config
+from gpt2.optim import make_optimizer
+from gpt2.parts import Parts
 from gpt2.plan import Options, make_plan, report
+from gpt2.run import Optim, complete
 
 CPU = torch.device("cpu")
 SMALL = GPTConfig(block_size=576, vocab_size=1000, n_layer=3, n_head=2, n_embd=64)
@@ -75,12 +79,74 @@ def test_flops_are_those_that_torch_counts(level):
     assert counter.get_total_flops() == planned * x.numel()
 
 
+def modern(parts: Parts, block_size: int = 192) -> ModernConfig:
+    """A small model of these parts, no wider than SHORT."""
+    width, window = parts.mlp_width and 128, 64 if len(parts.windows) > 1 else "full"
+    small = dataclasses.replace(parts, kv_heads=parts.kv_heads and 2, mlp_width=width, windows=(window, "full"))
+    return ModernConfig(block_size, vocab_size=300, n_layer=3, n_head=4, n_embd=128, parts=small)
+
+
+MODERN = {
+    "speedrun": presets.SPEEDRUN,
+    "gpt-oss": presets.GPT_OSS,
+    "magnitude": presets.MAGNITUDE,
+    "languini": Parts(head_size=16, scale_embedding=True, init="languini", tied=False),
+    "llama": Parts(norm="rms", position="rotary", kv_heads=2, mlp="swiglu", bias=False, tied=False),
+}
+
+
+def count_experts(x: torch.Size, weight: torch.Size, *others, out_shape=None, **named) -> int:
+    """FLOPs of a product whose rows are each multiplied by one expert's matrix."""
+    return 2 * x[0] * weight[1] * weight[2]
+
+
+def count_experts_backward(x: torch.Size, weight: torch.Size, *others, out_shape=None, **named) -> int:
+    """The gradient of the rows, and that of the matrices."""
+    return 2 * count_experts(x, weight)
+
+
+GROUPED = {
+    torch.ops.gpt2.grouped_linear: count_experts,
+    torch.ops.gpt2.grouped_linear_backward: count_experts_backward,
+}
+
+
+@pytest.mark.parametrize("level", RECOMPUTE)
+@pytest.mark.parametrize("name", MODERN)
+def test_flops_of_other_parts_are_those_that_torch_counts(name, level):
+    """With full layers: a plain path multiplies what a window hides, too."""
+    config = modern(dataclasses.replace(MODERN[name], windows=("full",)))
+    model = build(config)
+    recompute(model, level)
+    x = torch.randint(config.vocab_size, (2, config.block_size))
+    with FlopCounterMode(display=False, custom_mapping=GROUPED) as counter:
+        model(x, x)[1].backward()
+    planned = flops.flops_per_token(config) + flops.recompute_flops_per_token(config, level)
+    assert counter.get_total_flops() == planned * x.numel()
+
+
+def test_a_window_costs_what_it_shows():
+    full = ModernConfig(1024, n_layer=4, parts=Parts())
+    sliding = dataclasses.replace(full, parts=Parts(windows=(128, "full", 4096)))
+    inner = 12 * full.n_head * full.head_size  # layers 0 and 3 see 128; 4096 is more than there is
+    assert flops.flops_per_token(full) - flops.flops_per_token(sliding) == 2 * inner * (1024 - 128)
+    assert flops.flops_per_token(full) == flops.flops_per_token(GPTConfig(1024, n_layer=4))
+
+
+def test_only_the_experts_that_are_chosen_count():
+    """2 of 8 experts 768 wide, and the router: a token meets 12 · (2 · 3 · 768² + 8 · 768) of their parameters."""
+    run = presets.PRESETS["gpt-oss-mini"][1]
+    config = make_config(run.model, run.parts)
+    attention = 12 * 768 * (18 * 64 + 768)
+    assert flops.matrix_parameters(config) == 50_304 * 768 + attention + 12 * (2 * 3 * 768**2 + 8 * 768)
+
+
 # ---- memory ----
 
 
 def kept_bytes(config: GPTConfig, micro_batch: int, precision: str, level: str) -> int:
     """Bytes that autograd keeps between forward and backward: every storage once, parameters left out."""
-    model = GPT(config)
+    model = build(config)
     recompute(model, level)
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept = {}
@@ -108,6 +174,20 @@ def test_activations_are_those_that_autograd_keeps(config, precision, level):
     assert three - two - logits == pytest.approx(planned.activations, rel=0.01)
     if level == "none":  # what doesn't grow with the batch: the matrices in 16 bits
         assert 3 * two - 2 * three == pytest.approx(planned.copies, rel=0.01, abs=20_000)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("name", MODERN)
+def test_activations_of_other_parts_are_about_those_that_autograd_keeps(name, precision):
+    config = modern(MODERN[name])
+    for level in RECOMPUTE:
+        two, three = (kept_bytes(config, size, precision, level) for size in (2, 3))
+        logits = 4 * config.vocab_size * config.block_size
+        plan = setup(config, micro_batch=1, precision=precision, recompute=level, fused=is_fused(config, CPU))
+        planned = memory(config, plan)
+        assert three - two - logits == pytest.approx(planned.activations, rel=0.25), level
+        if level == "none":
+            assert 3 * two - 2 * three == pytest.approx(planned.copies, rel=0.1, abs=200_000)
 
 
 class Watch(TorchDispatchMode):
@@ -140,7 +220,7 @@ def watch_steps(config: GPTConfig, plan: Setup, processes: Processes, steps: int
         model = GPT(config)
         recompute(model, plan.recompute)
         wrapped = wrap(model, processes, zero=plan.zero)
-        train(wrapped, make_adamw(wrapped, 1e-3, (0.9, 0.95), 1e-8, 0.1), config, plan, processes, steps)
+        train(wrapped, make_optimizer(wrapped, Optim()), config, plan, processes, steps)
     return watch
 
 
@@ -169,7 +249,7 @@ def test_the_peak_of_a_step_is_the_planned_one(config, precision, level):
 
 def test_gradients_and_optimiser_take_what_is_planned():
     model = GPT(SMALL)
-    optimizer = make_adamw(model, 1e-3, (0.9, 0.95), 1e-8, 0.1)
+    optimizer = make_optimizer(model, Optim())
     x = torch.zeros(1, 8, dtype=torch.long)
     model(x, x)[1].backward()
     optimizer.step()
@@ -201,6 +281,22 @@ def test_the_zero_stages_take_and_send_what_is_planned():
         assert sent == pytest.approx(planned_sent, rel=0.01)
 
 
+@pytest.mark.parametrize("weights", ["fp32", "bf16", "bf16-master"])
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_the_state_of_every_optimiser_takes_what_is_planned(kind, weights):
+    config = modern(presets.GPT_OSS)
+    model = build(config).to(torch.float32 if weights == "fp32" else torch.bfloat16)
+    optimizer = make_optimizer(model, Optim(kind=kind), weights)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    planned = memory(config, setup(config, weights=weights, muon=kind == "muon"))
+    state = [t for entry in optimizer.state.values() for name, t in entry.items() if name != "step"]
+    assert sum(p.nbytes for p in model.parameters()) == planned.weights
+    assert sum(p.grad.nbytes for p in model.parameters()) == planned.gradients
+    assert sum(t.nbytes for t in state) == planned.optimizer
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("level", RECOMPUTE)
 def test_the_peak_of_a_step_on_a_gpu_is_the_planned_one(level):
@@ -210,7 +306,7 @@ def test_the_peak_of_a_step_on_a_gpu_is_the_planned_one(level):
     before = torch.cuda.memory_allocated()
     model = GPT(config).to(processes.device)
     recompute(model, level)
-    optimizer = make_adamw(model, 1e-3, (0.9, 0.95), 1e-8, 0.1)
+    optimizer = make_optimizer(model, Optim())
     train(model, optimizer, config, plan, processes, steps=1)
     torch.cuda.reset_peak_memory_stats()
     train(model, optimizer, config, plan, processes, steps=1)
@@ -225,6 +321,55 @@ def test_one_sequence_on_a_cpu_takes_what_choose_micro_batch_is_told():
             for size in (2, 3)
         ]
         assert 0.97 < activation_bytes(config) / (peaks[1] - peaks[0]) < 1.3
+
+
+# ---- what fits ----
+
+
+class Two(Processes):
+    """Two processes that have the same of everything."""
+
+    def min(self, *values):
+        return list(values)
+
+
+def refusal(monkeypatch, name: str, gib: float, processes: Processes, **system) -> str:
+    """What a preset's run is told where so much memory is free; "" where it may run."""
+    monkeypatch.setattr(fit, "free_device_memory", lambda device: gib * 2**30)
+    run = complete(presets.PRESETS[name][1])
+    run = dataclasses.replace(run, system=dataclasses.replace(run.system, precision="fp32", compile="off", **system))
+    try:
+        fit.check_fits(run, make_config(run.model, run.parts), processes)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_a_preset_that_does_not_fit_is_told_what_would(monkeypatch):
+    alone, two = Processes(0, 0, 1, CPU), Two(0, 0, 2, CPU)
+    words = refusal(monkeypatch, "llmc-1558m", 16, alone)
+    assert re.match(r"1,557,611,200 parameters need \d\d\.\d GiB .* a micro-batch of 1, more than the 16.0 GiB", words)
+    assert words.endswith("; try the preset llmc-774m, the largest that fits") and "\n" not in words
+    assert refusal(monkeypatch, "gpt-oss-mini", 1, alone).endswith("try the preset gpt-oss-demo, the largest that fits")
+    assert refusal(monkeypatch, "demo", 0.001, alone).endswith("no preset is small enough; free some memory")
+    assert "give --system.micro-batch " in refusal(monkeypatch, "gpt2-124m", 8, alone, micro_batch=64)
+    assert "give --system.zero 3" in refusal(monkeypatch, "llmc-1558m", 20, two)
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_a_preset_that_fits_is_not_refused(monkeypatch, name):
+    needed = memory(make_plan(Options(name)).config, Setup(precision="fp32", fused=False)).total
+    assert refusal(monkeypatch, name, 3 * needed / 2**30 + 0.1, Processes(0, 0, 1, CPU)) == ""
+
+
+@pytest.mark.parametrize("case", [("gpt2-124m", 3.3, 64), ("llmc-774m", 13.5, 16), ("speedrun", 3, 32)])
+def test_the_advised_flags_fit(monkeypatch, case):
+    name, gib, size = case
+    words = refusal(monkeypatch, name, gib, Processes(0, 0, 1, CPU), micro_batch=size)
+    flags = dict(re.findall(r"--system\.(\S+) (\w+)", words))
+    assert flags
+    changes = {k.replace("-", "_"): int(v) if v.isdigit() else v for k, v in flags.items()}
+    assert refusal(monkeypatch, name, gib, Processes(0, 0, 1, CPU), **{"micro_batch": size, **changes}) == ""
 
 
 # ---- the plan ----
