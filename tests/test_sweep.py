@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -108,6 +109,14 @@ def test_each_step_updates_the_model(monkeypatch):
     monkeypatch.setattr(gpt2.sweep, "make_optimizer", make_optimizer)
     next(sweep("demo", tiny(), ONE))
     assert updated == [True] * (gpt2.sweep.WARMUP + gpt2.sweep.MEASURED)
+
+
+def test_the_speed_is_the_median_of_the_steps_after_the_first_ones(monkeypatch):
+    seconds = [100.0] * gpt2.sweep.WARMUP + [float(i) for i in range(1, gpt2.sweep.MEASURED + 1)]
+    clock = iter([time for step in seconds for time in (0.0, step)])
+    monkeypatch.setattr(gpt2.sweep, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    median = (gpt2.sweep.MEASURED + 1) / 2
+    assert next(sweep("demo", tiny(), ONE)).tokens_per_second == pytest.approx(16 / median)
 
 
 def test_rows_are_in_the_file_as_soon_as_they_are_measured(tmp_path):
