@@ -56,6 +56,7 @@ from gpt2.distributed import (
     whole_model,
     wrap,
 )
+from gpt2.fit import check_fits
 from gpt2.flops import flops_per_token
 from gpt2.hellaswag import load_items
 from gpt2.interrupt import Interruption
@@ -64,7 +65,7 @@ from gpt2.logs import RunLog
 from gpt2.memory import activation_bytes
 from gpt2.model import GPT, GPTConfig
 from gpt2.modern import Modern, build, from_pretrained, make_config
-from gpt2.optim import make_adamw
+from gpt2.optim import make_optimizer
 from gpt2.outliers import Outliers
 from gpt2.run_evaluation import Evaluation, is_due
 from gpt2.schedule import learning_rate
@@ -97,7 +98,7 @@ def train(run: Run, processes: Processes, claimed: contextlib.ExitStack) -> None
 
     # the model: the same weights in every process
     torch.manual_seed(run.system.seed)
-    raw = make_model(run).to(device)
+    raw = make_model(run, processes).to(device)
     if isinstance(raw, Modern) and run.system.small_gpu:
         raw.without_flex()
     make = functools.partial(build, raw.config)
@@ -127,7 +128,7 @@ def train(run: Run, processes: Processes, claimed: contextlib.ExitStack) -> None
         return
 
     model = wrap(raw, processes, compiled, run.system.zero)
-    optimizer = make_adamw(raw, run.optim.lr, run.optim.betas, run.optim.eps, run.optim.weight_decay)
+    optimizer = make_optimizer(raw, run.optim, run.system.weights, processes.rank, processes.world_size)
     if isinstance(raw, Modern):
         optimizer.register_step_post_hook(lambda *_: raw.constrain())
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
@@ -223,7 +224,7 @@ def update(training: Training, lr: float, make: bool) -> None:
     """The optimiser's step, or where it is not to be made, only what follows one."""
     if make:
         for group in training.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["ratio"]
         training.scaler.step(training.optimizer)
         training.updates += 1
     training.scaler.update()
@@ -286,12 +287,14 @@ def find_data(run: Run, config: GPTConfig) -> tuple[list[Shard], Sequences]:
     return train_shards, val
 
 
-def make_model(run: Run) -> GPT | Modern:
+def make_model(run: Run, processes: Processes) -> GPT | Modern:
     """Random weights of a descriptor's size, or those of a folder or the hub. Raises UserError where it can't be."""
     wanted = run.model
     try:
         if "/" not in wanted.init and not Path(wanted.init).exists():
-            return build(make_config(wanted, run.parts))
+            config = make_config(wanted, run.parts)
+            check_fits(run, config, processes)
+            return build(config)
         model = from_pretrained(wanted.init)
     except (ValueError, FileNotFoundError) as error:
         raise UserError(f"--model, --parts: {error}") from None

@@ -19,8 +19,9 @@ from gpt2.checkpoint import Checkpoints, Training
 from gpt2.distributed import start, wait
 from gpt2.machine import processor_name
 from gpt2.model import GPT, GPTConfig
-from gpt2.optim import begin_state, make_adamw
+from gpt2.optim import make_optimizer
 from gpt2.outliers import Outliers
+from gpt2.run import Optim
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ def main() -> None:
     options = tyro.cli(Options)
     processes = start()
     model = GPT(GPTConfig()).to(processes.device)
-    optimizer = make_adamw(model, 1e-4, (0.9, 0.95), 1e-8, 0.1)
-    begin_state(optimizer, 1)
+    optimizer = make_optimizer(model, Optim(lr=1e-4))
+    optimizer.begin(1)
     scaler = torch.amp.GradScaler(processes.device.type, enabled=False)
     training = Training(model, optimizer, scaler, NoData(), Outliers(0, 0))  # type: ignore[arg-type]
     x = torch.randint(50257, (1, 256), device=processes.device)

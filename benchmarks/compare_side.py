@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from sides import BETAS, EPS, LR, SHARD, WEIGHT_DECAY, Peer, Size, our_side, our_step, peer_side, step_on, step_seconds
+from sides import LR, OPTIM, SHARD, Peer, Size, our_side, our_step, peer_side, step_on, step_seconds
 from torch import nn
 
 import fineweb
@@ -26,7 +26,7 @@ from gpt2.distributed import start
 from gpt2.loader import TokenLoader
 from gpt2.machine import available_cores
 from gpt2.model import GPT, GPTConfig
-from gpt2.optim import make_adamw
+from gpt2.optim import make_optimizer
 from gpt2.outliers import Outliers
 from gpt2.schedule import learning_rate
 from gpt2.shards import open_shard
@@ -61,7 +61,7 @@ def loss(job: dict[str, Any]) -> dict[str, Any]:
     our_batches, their_batches = (
         TokenLoader([shard], size.tokens, size.block_size, micro_batch=size.batch, seed=1) for _ in range(2)
     )
-    our_optimizer = make_adamw(ours, LR, BETAS, EPS, WEIGHT_DECAY)
+    our_optimizer = make_optimizer(ours, OPTIM)
     their_optimizer = peer.make_optimizer(theirs, CPU)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     training = Training(ours, our_optimizer, scaler, our_batches, Outliers(0, 0))

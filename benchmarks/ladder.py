@@ -32,7 +32,8 @@ import gpt2.model
 from gpt2.errors import UserError, run_command
 from gpt2.flops import flops_per_token, matmul_rate
 from gpt2.model import GPTConfig
-from gpt2.optim import make_adamw, parameter_groups
+from gpt2.optim import make_optimizer, parameter_groups
+from gpt2.run import Optim
 
 DATA_SHEET = {"H200": 989e12, "H100 80GB HBM3": 989e12, "A100": 312e12}  # dense bf16 FLOP/s by part of the card's name
 STEPS, WARMUP = 10, 4
@@ -138,7 +139,7 @@ def climb(rung: Rung, options: Options) -> Result:
             padded = dataclasses.replace(size, vocab_size=GPTConfig(**size.config).padded_vocab_size)
             side = peer_side(Peer(rung.peer), padded, rung.precision, rung.compiled, device)
         else:
-            make = make_adamw if rung.fused_adamw else unfused_adamw
+            make = make_optimizer if rung.fused_adamw else unfused_adamw
             side = our_side(size, rung.precision, rung.compiled, Path.cwd(), device, make)
         result: Result = dict(step_seconds(side, WARMUP, STEPS, device))
     except torch.OutOfMemoryError:
@@ -156,11 +157,9 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal
     return (scores if mask is None else scores.masked_fill(~mask, float("-inf"))).softmax(-1) @ v
 
 
-def unfused_adamw(
-    model: nn.Module, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
-) -> torch.optim.AdamW:
+def unfused_adamw(model: nn.Module, settings: Optim) -> torch.optim.AdamW:
     """AdamW as torch makes it unless told otherwise: a kernel for each operation."""
-    return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=lr, betas=betas, eps=eps)
+    return torch.optim.AdamW(parameter_groups(model, settings))
 
 
 def measure(rung: Rung, options: Options, folder: Path) -> Result:

@@ -28,12 +28,14 @@ from gpt2.checkpoint import Training
 from gpt2.distributed import autocast, clip_gradients, wait
 from gpt2.loader import TokenLoader
 from gpt2.model import GPT, GPTConfig
-from gpt2.optim import make_adamw
+from gpt2.optim import make_optimizer
 from gpt2.outliers import Outliers
+from gpt2.run import Optim
 from gpt2.shards import open_shard, write_shard
 from train_gpt2 import accumulate, update
 
 LR, BETAS, EPS, WEIGHT_DECAY, CLIP = 1e-3, (0.9, 0.95), 1e-8, 0.1, 1.0
+OPTIM = Optim(lr=LR, betas=BETAS, eps=EPS, weight_decay=WEIGHT_DECAY)
 SHARD = "edu_fineweb10B/edufineweb_train_000000.npy"  # where build-nanogpt's loader looks, below the current folder
 RAW = "train.bin"  # what nanoGPT's loader reads: uint16 without a header
 
@@ -82,13 +84,13 @@ def our_side(
     compiled: bool,
     folder: Path,
     device: torch.device,
-    make_optimizer: Callable[..., torch.optim.Optimizer] = make_adamw,
+    make_optimizer: Callable[..., torch.optim.Optimizer] = make_optimizer,
 ) -> Side:
     """Our model, loader and optimiser on the tokens in `folder`, stepping as train_gpt2.py does."""
     torch.manual_seed(1)
     raw = GPT(GPTConfig(**size.config)).to(device)
     model = torch.compile(raw, dynamic=False) if compiled else raw
-    optimizer = make_optimizer(raw, LR, BETAS, EPS, WEIGHT_DECAY)
+    optimizer = make_optimizer(raw, OPTIM)
     scaler = torch.amp.GradScaler(device.type, enabled=False)
     shard = open_shard(folder / SHARD)
     loader = TokenLoader([shard], size.tokens, size.block_size, micro_batch=size.batch, seed=1, device=device)

@@ -38,7 +38,7 @@ from gpt2.distributed import Processes, wait
 from gpt2.errors import UserError
 from gpt2.files import sync_folder, write_whole
 from gpt2.loader import TokenLoader
-from gpt2.optim import begin_state
+from gpt2.optim import AdamWAndMuon
 from gpt2.outliers import Outliers
 
 RECORD = "state.json"
@@ -52,20 +52,26 @@ class Training:
     """All that changes while a run goes on."""
 
     model: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: AdamWAndMuon
     scaler: torch.amp.GradScaler
     loader: TokenLoader
     outliers: Outliers
     updates: int = 0  # optimiser steps made; skipped ones don't count
 
     def tensors(self) -> dict[str, Tensor]:
-        """What all processes have, or have divided, by name: weights, and the optimiser's state of each."""
+        """What this process has, or its part of what they have divided: weights, and the optimiser's state of each."""
         tensors = weights(self.model)
         for name, p in self.model.named_parameters():
             for key, value in self.optimizer.state[p].items():
-                if value.dim() > 0:  # its step count, a single number, is `updates`
+                if key != "step":  # which is `updates`
                     tensors[f"optimizer.{key}.{name}"] = value
         return tensors
+
+    def alone(self) -> set[str]:
+        """Names of those tensors that no other process has: what Muon remembers of a matrix lies with its owner."""
+        parameters = self.model.named_parameters()
+        states = [(name, key, p) for name, p in parameters for key in self.optimizer.state[p]]
+        return {f"optimizer.{key}.{name}" for name, key, p in states if self.optimizer.alone(p, key)}
 
     def record(self) -> dict[str, Any]:
         """The rest, as JSON can hold it."""
@@ -77,7 +83,7 @@ class Training:
         """Go on from a checkpoint that was saved by any number of processes. Raises UserError as `load`."""
         self.updates = record["updates"]
         if self.updates:
-            begin_state(self.optimizer, self.updates)
+            self.optimizer.begin(self.updates)
         self.loader.load_state_dict(record["data"])
         self.outliers.load_state_dict(record["outliers"])
         if record["scaler"] and self.scaler.is_enabled():
@@ -121,7 +127,7 @@ class Checkpoints:
         """
         problem = self.finish()
         own = random_states(self.processes)
-        parts = {name: (tensor, [0]) for name, tensor in own.items()} | self._mine(training.tensors())
+        parts = {name: (tensor, [0]) for name, tensor in own.items()} | self._mine(training.tensors(), training.alone())
         record = {**record, **training.record()}
         copied = {name: (self._copy(name, part), begins) for name, (part, begins) in parts.items()}
         wait(self.processes.device)
@@ -143,8 +149,8 @@ class Checkpoints:
             self.writing = None
         return None
 
-    def _mine(self, tensors: dict[str, Tensor]) -> dict[str, Part]:
-        """This process's part: its shard of divided tensors, and a fair share of those that every process has."""
+    def _mine(self, tensors: dict[str, Tensor], alone: set[str]) -> dict[str, Part]:
+        """This process's part: what it has alone, its shard of what is divided, a fair share of what all have."""
         parts: dict[str, Part] = {}
         load = [0] * self.processes.world_size
         for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].numel()):
@@ -152,8 +158,10 @@ class Checkpoints:
                 if tensor.to_local().numel():
                     parts[name] = (tensor.to_local(), list(tensor.__create_chunk_list__()[0].offsets))
                 continue
-            owner = load.index(min(load))
-            load[owner] += tensor.numel()
+            owner = self.processes.rank
+            if name not in alone:  # all processes come here with the same tensors, and agree
+                owner = load.index(min(load))
+                load[owner] += tensor.numel()
             if owner == self.processes.rank:
                 parts[name] = (tensor, [0] * tensor.dim())
         return parts

@@ -178,6 +178,7 @@ CORE = {
     "model",
     "loader",
     "optim",
+    "muon",
     "schedule",
     "presets",
     "run",

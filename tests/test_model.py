@@ -10,6 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from gpt2 import model as model_module
 from gpt2.model import GPT, GPTConfig, chunked_cross_entropy, linear_cross_entropy
 from gpt2.optim import parameter_groups
+from gpt2.run import Optim
 
 SMALL = GPTConfig(block_size=32, vocab_size=301, n_layer=3, n_head=4, n_embd=64)
 
@@ -80,7 +81,7 @@ def test_the_published_sizes_have_the_published_parameter_counts():
 
 def test_fifty_tensors_decay_and_ninety_eight_do_not():
     with torch.device("meta"):
-        decayed, rest = parameter_groups(GPT(GPTConfig()), weight_decay=0.1)
+        decayed, rest = parameter_groups(GPT(GPTConfig()), Optim(weight_decay=0.1))
     assert (len(decayed["params"]), sum(p.numel() for p in decayed["params"])) == (50, 124_354_560)
     assert (len(rest["params"]), sum(p.numel() for p in rest["params"])) == (98, 121_344)
     assert (decayed["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)

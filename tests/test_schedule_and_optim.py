@@ -1,12 +1,18 @@
 """Learning rates by their published formulas; AdamW by its own."""
 
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from gpt2.errors import UserError
 from gpt2.model import GPT, GPTConfig
-from gpt2.optim import make_adamw
+from gpt2.modern import build, make_config
+from gpt2.optim import make_optimizer, parameter_groups, role_of
+from gpt2.presets import PRESETS
+from gpt2.run import Optim
 from gpt2.schedule import learning_rate
 
 
@@ -48,7 +54,7 @@ def test_an_unknown_schedule_is_refused():
 def test_a_step_of_the_optimiser_is_adamws_formula_and_only_matrices_decay():
     torch.manual_seed(0)
     model = GPT(GPTConfig(block_size=8, vocab_size=64, n_layer=1, n_head=2, n_embd=16))
-    optimizer = make_adamw(model, lr=0.01, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    optimizer = make_optimizer(model, Optim(lr=0.01, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     moments = dict.fromkeys(before, (0.0, 0.0))
     for t in (1, 2, 3):
@@ -65,6 +71,91 @@ def test_a_step_of_the_optimiser_is_adamws_formula_and_only_matrices_decay():
         torch.testing.assert_close(p.detach(), before[name], atol=1e-5, rtol=1e-4)
 
 
-def test_the_fused_form_is_used():
-    model = GPT(GPTConfig(block_size=8, vocab_size=64, n_layer=1, n_head=2, n_embd=16))
-    assert make_adamw(model, 1e-3, (0.9, 0.95), 1e-8, 0.1).defaults["fused"]
+SMALL = GPTConfig(block_size=8, vocab_size=64, n_layer=2, n_head=2, n_embd=16)
+
+
+def train(model, optimizer, steps: int) -> float:
+    """The loss after so many steps on one batch."""
+    idx = torch.arange(16, device=next(model.parameters()).device).view(2, 8)
+    for _ in range(steps):
+        model(idx, idx)[1].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model(idx, idx)[1].item()
+
+
+def test_adamw_is_torchs_to_the_last_digit():
+    models = []
+    for ours in (True, False):
+        torch.manual_seed(0)
+        models.append(model := GPT(SMALL))
+        groups = parameter_groups(model, Optim())
+        train(model, make_optimizer(model, Optim()) if ours else torch.optim.AdamW(groups, fused=True), 5)
+    for a, b in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_every_parameter_has_the_role_that_its_name_and_dimensions_say():
+    roles = {}
+    for name in ("speedrun", "gpt-oss-mini", "magnitude", "gpt2-124m"):
+        with torch.device("meta"):
+            model = build(make_config(PRESETS[name][1].model, PRESETS[name][1].parts))
+        roles |= {key: role_of(key, p) for key, p in model.named_parameters()}
+    roles = {name: role for name, role in roles.items() if ".h." not in name or ".h.0." in name}
+    assert {name for name, role in roles.items() if role == "embedding"} == {
+        "transformer.wte.weight",
+        "transformer.wpe.weight",
+    }
+    assert {name for name, role in roles.items() if role == "head"} == {"lm_head.weight"}
+    assert {name.removeprefix("transformer.h.0.") for name, role in roles.items() if role == "matrix"} == {
+        *("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight", "mlp.router.weight"),
+    }
+    vectors = {name for name, role in roles.items() if role == "vector"}
+    assert {"gain", "transformer.h.0.attn.sinks", "transformer.h.0.mlp.c_fc.bias", "transformer.ln_f.weight"} < vectors
+    assert role_of("module.transformer.wte.weight", torch.zeros(2, 2)) == "embedding"  # wrapped by DDP
+
+
+def test_the_learning_rates_of_a_step_keep_their_proportions():
+    from train_gpt2 import update
+
+    run = PRESETS["speedrun-demo"][1]
+    model = build(make_config(run.model, run.parts))
+    optimizer = make_optimizer(model, replace(run.optim, vector_lr=0.04, weight_decay=0.1))
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    update(SimpleNamespace(optimizer=optimizer, scaler=scaler, updates=0), 0.01, make=True)
+    named = dict(model.named_parameters())
+    rates = {id(p): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
+    expected = {
+        "transformer.wte.weight": (0.15, 0.1),
+        "lm_head.weight": (0.001, 0.1),
+        "transformer.h.0.mlp.c_fc.weight": (0.01, 0.1),
+    }
+    for name, (rate, decay) in expected.items():
+        assert rates[id(named[name])] == (pytest.approx(rate), decay)
+    assert len(rates) == len(named)
+
+
+def test_special_rates_of_a_rate_of_zero_are_refused():
+    with pytest.raises(UserError, match=r"--optim.head-lr 0.1 follows --optim.lr in proportion, which is 0"):
+        make_optimizer(GPT(SMALL), Optim(lr=0.0, head_lr=0.1))
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_master_copies_learn_what_bf16_weights_alone_do_not(kind):
+    """Steps smaller than half the last digit of a bf16 weight are lost without them."""
+    learned = {}
+    for weights in ("fp32", "bf16-master", "bf16"):
+        torch.manual_seed(0)
+        model = GPT(SMALL)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(10)  # weights of 0.2, whose last digit is 0.001
+        model.to(torch.float32 if weights == "fp32" else torch.bfloat16)
+        optimizer = make_optimizer(model, Optim(kind=kind, lr=5e-5, weight_decay=0.0), weights)
+        learned[weights] = train(model, optimizer, 0) - train(model, optimizer, 50)
+        assert {t.dtype for state in optimizer.state.values() for key, t in state.items() if key != "step"} == {
+            torch.bfloat16 if weights == "bf16" else torch.float32
+        }
+    print(kind, learned)
+    assert learned["bf16-master"] == pytest.approx(learned["fp32"], rel=0.1)
+    assert learned["bf16"] < 0.25 * learned["fp32"]
