@@ -1,21 +1,34 @@
-"""The scripts for machines that come and go: the loop goes on after a kill, and ends when the run is complete."""
+"""The scripts: started again until a run is complete, true in what they say a run takes, and with flags that exist."""
 
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 import pytest
+import tyro
 from conftest import ROOT, train_words
 
+import fineweb
+from gpt2.flops import flops_per_token, published_parameters
+from gpt2.hardware import HARDWARE
 from gpt2.logs import read_log
+from gpt2.modern import make_config
+from gpt2.presets import PRESETS
+from gpt2.run import Run, complete
+
+LANGUINI, README = ROOT / "scripts" / "languini.sh", ROOT / "scripts" / "README.md"
 
 
-def loop(shards: Path, folder: Path, *flags: str, processes: int = 2) -> subprocess.Popen:
+def loop(shards: Path, folder: Path, *flags: str, processes: int = 2, **variables: str) -> subprocess.Popen:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "GPUS": str(processes), "PAUSE": "0.2", "OMP_NUM_THREADS": "1"}
+    environment |= variables
     words = ["bash", "scripts/train.sh", *map(str, train_words(shards, folder, *flags)[1:])]
     return subprocess.Popen(
         words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -56,15 +69,179 @@ def test_the_loop_ends_when_it_is_asked_to_or_gets_no_further(shards, tmp_path):
     script.send_signal(signal.SIGTERM)
     said, _ = script.communicate(timeout=60)
     assert script.returncode == 1 and "stopped: asked to by SIGTERM" in said and not (folder / "DONE").exists()
-    mistaken = loop(shards, tmp_path / "other", "--optim.lr", "-1")
+    mistaken = loop(shards, tmp_path / "other", "--optim.lr", "-1", processes=1)
     said, _ = mistaken.communicate(timeout=90)
     assert mistaken.returncode == 1 and said.count("error: --optim.lr -1.0 is out of range") == 3
 
 
-@pytest.mark.parametrize("script", sorted((ROOT / "scripts").iterdir()), ids=lambda path: path.name)
-def test_every_script_parses_and_says_what_it_costs(script):
+def test_machines_that_meet_train_one_run(shards, tmp_path):
+    """Two loops, each as on a machine of its own: one run of two processes, and both end on its marker."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    meeting = {"NODES": "2", "HEAD": "localhost", "PORT": str(port)}
+    machines = [loop(shards, tmp_path / "run", processes=1, **meeting) for _ in range(2)]
+    said = [machine.communicate(timeout=120)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    assert "2 process(es), 1 on this machine" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def slurm_job(folder: Path, *words: str | Path, **variables: str) -> subprocess.Popen:
+    """scripts/train.sbatch with stand-ins: srun starts its command here, scontrol notes what is queued again."""
+    stand_ins = {
+        "srun": 'while [[ $1 == -* ]]; do shift; done; exec "$@"',
+        "scontrol": 'if [[ $1 == show ]]; then echo localhost; else echo "$@" >> "$QUEUE"; fi',
+    }
+    for name, line in stand_ins.items():
+        (folder / name).write_text(f"#!/bin/bash\n{line}\n")
+        (folder / name).chmod(0o755)
+    job = {"SLURM_SUBMIT_DIR": ROOT, "SLURM_JOB_ID": os.getpid(), "SLURM_JOB_NODELIST": "localhost"}
+    job |= {"SLURM_NNODES": 1, "SLURM_GPUS_ON_NODE": 1, "QUEUE": folder / "queue", "OMP_NUM_THREADS": 1}
+    path = f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return subprocess.Popen(
+        ["bash", ROOT / "scripts" / "train.sbatch", *map(str, words)],
+        env={**os.environ, **{name: str(value) for name, value in job.items()}, "PATH": path, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_a_slurm_job_is_queued_again_until_its_run_is_complete(shards, tmp_path):
+    folder = tmp_path / "run"
+    words = train_words(shards, folder, *LONG, "--data.batch-tokens", "1024", "--system.micro-batch", "8")[1:]
+    job = slurm_job(tmp_path, *words)
+    wait_for(lambda: (folder / "log.txt").exists() and "| loss" in (folder / "log.txt").read_text())
+    job.send_signal(signal.SIGUSR1)  # its time is almost up
+    said, _ = job.communicate(timeout=150)
+    assert job.returncode == 0 and "stopped: asked to by SIGUSR1" in said, said
+    assert (tmp_path / "queue").read_text() == f"requeue {os.getpid()}\n"
+    job = slurm_job(tmp_path, *words)
+    said, _ = job.communicate(timeout=150)
+    assert job.returncode == 0 and (folder / "DONE").exists(), said
+    assert (tmp_path / "queue").read_text().count("requeue") == 1
+    assert list(read_log(folder / "log.txt").step) == list(range(60))
+
+
+def test_a_slurm_job_that_gets_no_further_is_not_queued_again(shards, tmp_path):
+    words = train_words(shards, tmp_path / "run")[1:]
+    job = slurm_job(tmp_path, *words, TORCHRUN="false", PYTHON=sys.executable)  # a torchrun that ends at once
+    said, _ = job.communicate(timeout=150)
+    assert job.returncode == 1 and "not queued again" in said, said
+    assert not (tmp_path / "queue").exists()
+
+
+SCRIPTS = sorted(path for path in (ROOT / "scripts").iterdir() if path.suffix in (".sh", ".sbatch"))
+RUNS = [path for path in SCRIPTS if path.stem in PRESETS]  # languini.sh takes the size
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_every_script_parses_and_names_presets_that_exist(script):
     subprocess.run(["bash", "-n", script], check=True)
-    assert "hours" in script.read_text() or "core-minutes" in script.read_text()
+    named = re.findall(r"train\.(?:sh|sbatch) ([a-z][\w-]*)", script.read_text())
+    assert set(named) <= set(PRESETS), named
+    assert script not in RUNS or script.stem in named
+
+
+def test_every_real_run_has_a_script():
+    families = {name.split("-")[0] if name.startswith("languini") else name for name in PRESETS if "demo" not in name}
+    assert families <= {path.stem for path in SCRIPTS}
+
+
+@pytest.mark.parametrize("script", RUNS, ids=lambda path: path.stem)
+def test_a_script_says_what_its_run_takes(script):
+    """Tokens, steps, parameters and FLOPs as gpt2.flops counts them; hours and dollars as they follow from these."""
+    run = complete(PRESETS[script.stem][1])
+    config = make_config(run.model, run.parts)
+    batch, steps = run.data.batch_tokens, run.schedule.steps
+    flops = flops_per_token(config) * batch * steps
+    text = script.read_text()
+    assert f"{published_parameters(config) / 1e6:,.0f} M parameters" in text
+    assert f"{batch * steps / 1e9:.1f} B: {steps:,} steps of {batch:,}\n" in text
+    assert f"FLOPs      {flops:.2e}\n".replace("e+", "e") in text
+    assert all(f"\n#   {word}" in text for word in ("published", "estimate", "measured"))
+    estimates = re.findall(
+        r"8 × (\w100) 80GB at 40 % of their peak: ([\d.,]+) (m?s) a step, ([\d.]+) (\w+), \$([\d,]+)", text
+    )
+    assert estimates
+    for gpu, step, unit, time_, hours, dollars in estimates:
+        seconds = flops / (0.4 * 8 * HARDWARE[gpu.lower()].peak("bf16"))
+        assert float(step.replace(",", "")) == pytest.approx(seconds / steps * (1000 if unit == "ms" else 1), rel=0.03)
+        assert float(time_) == pytest.approx(seconds / (3600 if hours == "hours" else 60), rel=0.03)
+        price = {"A100": 14, "H100": 28}[gpu]
+        assert float(dollars.replace(",", "")) == pytest.approx(seconds / 3600 * price, rel=0.03)
+
+
+def test_languini_classes_have_the_steps_of_their_table():
+    rows = re.findall(r"# +(\d+) h +(\w+) +(\d+) M +(\d+) +([\d,]+) +([\d.]+) B +(\S+)", LANGUINI.read_text())
+    assert [int(row[0]) for row in rows] == [6, 12, 24, 48, 96]
+    for hours, size, parameters, sequences, steps, tokens, flops in rows:
+        run = PRESETS[f"languini-{size}"][1]
+        run = replace(run, data=replace(run.data, batch_tokens=512 * int(sequences)))
+        run = complete(replace(run, languini=replace(run.languini, hours=float(hours))))
+        config = make_config(run.model, run.parts)
+        trained = run.data.batch_tokens * run.schedule.steps
+        assert f"{run.schedule.steps:,}" == steps and f"{trained / 1e9:.1f}" == tokens
+        assert f"{published_parameters(config) / 1e6:.0f}" == parameters
+        assert f"{flops_per_token(config) * trained:.2e}".replace("e+", "e") == flops
+
+
+def prepared(folder: Path, script: Path, *words: str, **variables: str) -> tuple[fineweb.Options, list[str]]:
+    """What a script gives to fineweb.py and to torchrun, by stand-ins for both."""
+    stand_ins = {
+        "python": f'if [[ $1 == -c ]]; then echo {folder}/run; else printf "%s\\n" "$@" > {folder}/python.txt; fi',
+        "torchrun": f'mkdir {folder}/run; touch {folder}/run/DONE; printf "%s\\n" "$@" > {folder}/torchrun.txt',
+    }
+    for name, line in stand_ins.items():
+        (folder / name).write_text(f"#!/bin/bash\n{line}\n")
+        (folder / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", **variables}
+    subprocess.run(["bash", script, *words], env=environment, check=True, capture_output=True)
+    data, trainer = ((folder / f"{name}.txt").read_text().splitlines() for name in stand_ins)
+    return tyro.cli(fineweb.Options, args=data[1:]), trainer[trainer.index("train_gpt2.py") + 1 :]
+
+
+@pytest.mark.parametrize("script", RUNS, ids=lambda path: path.stem)
+def test_a_script_makes_the_shards_that_its_run_reads(tmp_path, script):
+    data, trainer = prepared(tmp_path, script, "--optim.lr", "1e-3")
+    run = PRESETS[script.stem][1]
+    assert trainer == [script.stem, "--optim.lr", "1e-3"]
+    assert (str(data.out or f"data/{data.source}"), data.vocab_size) == (run.data.shards, run.model.vocab_size)
+    if data.max_shards is not None:
+        assert data.max_shards * data.shard_tokens > run.data.batch_tokens * run.schedule.steps
+
+
+def test_languini_takes_a_size_and_hours(tmp_path):
+    data, trainer = prepared(tmp_path, LANGUINI, "medium", "96", "--data.seed", "1", BOOKS="books/*.txt")
+    words = "languini-medium --languini.hours 96 --log.folder runs/languini-medium-96h --data.seed 1"
+    assert trainer == words.split()
+    run = PRESETS["languini-medium"][1]
+    assert (str(data.out), data.vocab_size, data.files) == (run.data.shards, run.model.vocab_size, ("books/*.txt",))
+    refused = subprocess.run(["bash", LANGUINI, "small"], capture_output=True, text=True)
+    assert refused.returncode and "give the hours of the reference accelerator" in refused.stderr
+
+
+def test_the_readme_names_only_flags_that_exist():
+    leaves = {
+        f"--{group.name}.{leaf.name}".replace("_", "-")
+        for group in fields(Run())
+        if is_dataclass(getattr(Run(), group.name))
+        for leaf in fields(getattr(Run(), group.name))
+    }
+    text = README.read_text()
+    named = set(re.findall(r"--[a-z]+\.[a-z0-9-]+", text))
+    assert len(named) > 50 and {flag.replace(".no-", ".") for flag in named} <= leaves, named - leaves
+    assert set(re.findall(r"`(\w[\w-]*\.(?:sh|sbatch))", text)) == {path.name for path in SCRIPTS}
+
+
+@pytest.mark.skipif("LLM_C" not in os.environ, reason="LLM_C names no clone of llm.c")
+def test_the_readme_has_every_flag_of_llm_c():
+    source = Path(os.environ["LLM_C"], "train_gpt2.cu").read_text()
+    flags = {f"-{a}{b}" for a, b in re.findall(r"argv\[i\]\[1\] == '(.)'(?: && argv\[i\]\[2\] == '(\w)')?", source)}
+    flags |= {f"-{name}" for name in re.findall(r'fprintf\(stderr, "  -(\w+) <', source)}
+    assert len(flags) > 35
+    table = README.read_text().split("## llm.c's flags")[1].split("\n## ")[0]
+    assert not [flag for flag in flags if not re.search(rf"`{flag}[` ]", table)]
 
 
 def test_the_array_job_deals_parts(tmp_path):
