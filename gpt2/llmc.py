@@ -20,7 +20,7 @@ from typing import Annotated, BinaryIO, Literal
 import numpy as np
 import torch
 import tyro
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gpt2.errors import UserError, run_command
@@ -60,7 +60,7 @@ def tensors_of(config: GPTConfig, rows: int) -> Iterator[tuple[str, tuple[int, .
     yield "transformer.ln_f.bias", (C,)
 
 
-def write_llmc(model: GPT, path: str | Path, dtype: Literal["fp32", "bf16"] = "fp32") -> None:
+def write_llmc(model: nn.Module, path: str | Path, dtype: Literal["fp32", "bf16"] = "fp32") -> None:
     """Write `model` to `path`, whole or not at all, a tensor at a time; the padding rows of its token table as zeros.
 
     Raises ValueError for a model that isn't GPT-2 as published, OSError, e.g. on a full disk.
