@@ -98,7 +98,7 @@ def train(run: Run, processes: Processes, claimed: contextlib.ExitStack) -> None
 
     # the model: the same weights in every process
     torch.manual_seed(run.system.seed)
-    raw = make_model(run, processes).to(device)
+    raw = make_model(run, processes).to(device, torch.float32 if run.system.weights == "fp32" else torch.bfloat16)
     if isinstance(raw, Modern) and run.system.small_gpu:
         raw.without_flex()
     make = functools.partial(build, raw.config)

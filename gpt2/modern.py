@@ -359,5 +359,5 @@ def from_pretrained(name: str) -> GPT | Modern:
     for table in ("transformer.wte.weight", "lm_head.weight"):
         if table in tensors:
             tensors[table] = F.pad(tensors[table], (0, 0, 0, config.padded_vocab_size - tensors[table].size(0)))
-    model.load_state_dict(tensors, assign=True)
+    model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     return model.requires_grad_(True)

@@ -236,6 +236,10 @@ def check(run: Run) -> None:
                 raise UserError(f"{flag} {value} is out of range; give {least} or more")
     if not 0 <= min(run.optim.betas) <= max(run.optim.betas) < 1:
         raise UserError(f"--optim.betas {run.optim.betas} are out of range; give two numbers from 0 to below 1")
+    if run.schedule.plateau > 1:
+        raise UserError(f"--schedule.plateau {run.schedule.plateau:g} is out of range; give a part, 0 to 1")
+    if run.parts.normalised_weights and run.system.weights == "bf16-master":
+        raise UserError("--parts.normalised-weights does not go with --system.weights bf16-master; give fp32 or bf16")
     folder = Path(run.log.folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -68,11 +68,11 @@ def run_python(*words: str | Path, processes: int = 1, check: bool = True) -> su
     return done
 
 
-def train_words(shards: Path, folder: Path, *flags: str) -> list[str | Path]:
-    """`train_gpt2.py demo` on a tiny model, writing into `folder`."""
-    return ["train_gpt2.py", "demo", *TINY, "--data.shards", shards, "--log.folder", folder, *flags]
+def train_words(shards: Path, folder: Path, *flags: str, preset: str = "demo") -> list[str | Path]:
+    """`train_gpt2.py PRESET` on a tiny model, writing into `folder`."""
+    return ["train_gpt2.py", preset, *TINY, "--data.shards", shards, "--log.folder", folder, *flags]
 
 
-def train(shards: Path, folder: Path, *flags: str, processes: int = 1, check: bool = True):
+def train(shards: Path, folder: Path, *flags: str, preset: str = "demo", processes: int = 1, check: bool = True):
     """That, run to its end."""
-    return run_python(*train_words(shards, folder, *flags), processes=processes, check=check)
+    return run_python(*train_words(shards, folder, *flags, preset=preset), processes=processes, check=check)
