@@ -97,19 +97,21 @@ def test_lower_precision_follows_fp32(shards, tmp_path, precision):
     assert not np.array_equal(a.loss, b.loss)
 
 
-@pytest.mark.parametrize(("zero", "recompute"), [(0, "none"), (0, "block"), (2, "mlp")])
+@pytest.mark.parametrize(
+    ("preset", "zero", "recompute"), [("demo", 0, "none"), ("gpt-oss-demo", 0, "block"), ("demo", 2, "mlp")]
+)
 def test_a_compiled_run_follows_the_plain_one_and_compiles_once_whatever_is_evaluated(
-    shards, tmp_path, monkeypatch, zero, recompute
+    shards, tmp_path, monkeypatch, preset, zero, recompute
 ):
     """Validation, accuracy, HellaSwag and samples bring new shapes, none of which the compiled graph may see."""
     items = [{"ctx": "a" * n, "endings": ["b" * m for m in range(1, 5)], "label": n % 4} for n in range(1, 9)]
     (tmp_path / "items.jsonl").write_text("\n".join(map(json.dumps, items)))
     flags = ("--eval.accuracy", "--eval.last-n", "4", "--eval.sample-every", "10", "--eval.hellaswag-every", "10")
     flags += ("--eval.hellaswag", str(tmp_path / "items.jsonl"), "--model.n-layer", "4")
-    train(shards, tmp_path / "plain", *flags, processes=2)
+    train(shards, tmp_path / "plain", *flags, preset=preset, processes=2)
     monkeypatch.setenv("TORCH_LOGS", "recompiles")
     flags += ("--system.compile", "on", "--system.zero", str(zero), "--system.recompute", recompute)
-    done = train(shards, tmp_path / "compiled", *flags, processes=2)
+    done = train(shards, tmp_path / "compiled", *flags, preset=preset, processes=2)
     a, b = (read_log(tmp_path / name / "log.txt") for name in ("plain", "compiled"))
     np.testing.assert_allclose(a.loss, b.loss, atol=1e-4, rtol=0)
     np.testing.assert_allclose(a.val_loss, b.val_loss, atol=1e-4, rtol=0)
@@ -285,7 +287,8 @@ def test_two_processes_say_a_mistake_once(shards, tmp_path):
 def test_a_micro_batch_that_fails_leaves_no_gradient_behind(monkeypatch):
     """The search for the largest micro-batch must not train: running out of memory in backward is part of it."""
     run = dataclasses.replace(PRESETS["demo"][1], system=System(micro_batch="auto"))
-    model = make_model(run)
+    one = Processes(0, 0, 1, torch.device("cpu"))
+    model = make_model(run, one)
 
     def attempt_all(attempt, sequences, sequence_bytes, processes):
         handle = model.transformer.h[0].mlp.c_fc.weight.register_hook(out_of_memory)
@@ -300,7 +303,6 @@ def test_a_micro_batch_that_fails_leaves_no_gradient_behind(monkeypatch):
         raise torch.OutOfMemoryError("as CUDA says it")
 
     monkeypatch.setattr(train_gpt2, "choose_micro_batch", attempt_all)
-    one = Processes(0, 0, 1, torch.device("cpu"))
     assert train_gpt2.find_micro_batch(run, model, model.config, "fp32", False, one) == 16
 
 
