@@ -116,6 +116,20 @@ PRESETS: dict[str, tuple[str, Run]] = {
         "1.1 M parameters on the Python standard library: 4.1 M tokens, 2.9e13 FLOPs; two minutes on two CPU cores",
         _demo("demo", Optim(lr=5e-3), Schedule(steps=2000, warmup=100, final_fraction=0.0)),
     ),
+    "shakespeare": (
+        "nanoGPT's CPU example, by the byte: 0.225 M tokens, 1.2e12 FLOPs; val loss 1.84, 22 s on two CPU cores",
+        Run(
+            model=Model(init="d6", vocab_size=257, block_size=64, n_layer=4, n_head=4, n_embd=128),
+            parts=SPEEDRUN,
+            data=Data(shards="data/shakespeare", batch_tokens=2048, seed=1),
+            optim=Optim(
+                kind="muon", lr=0.05, momentum=0.85, embedding_lr=0.2, head_lr=0.01, weight_decay=0.0, clip=0.0
+            ),
+            schedule=Schedule(steps=110, kind="trapezoid", warmup=0, final_fraction=0.0, plateau=0.4),
+            eval=Eval(every=50, tokens=16_384, samples=1, sample_tokens=64, prompt="ROMEO:"),
+            log=Log(folder="runs/shakespeare", save_every=0),
+        ),
+    ),
     "llmc-124m": (
         "llm.c's GPT-2 124M on FineWeb: 9.9 B tokens, 8.5e18 FLOPs; published val loss 3.29, HellaSwag 29.9 %",
         _llmc("d12", 524_288, 6e-4, 0.0, 18_865, 5_000, "llmc-124m", "data/fineweb"),

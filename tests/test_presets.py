@@ -41,6 +41,7 @@ PUBLISHED = {
     "gpt-oss-mini": 265_096_176,
     "magnitude": 162_129_409,  # speedrun's and the gain
     # 128 wide, 4 layers, 128 positions, 2048 tokens
+    "shakespeare": 852_224,  # 2 · 257 · 128 + 4 · 12 · 128², at 64 positions
     "demo": 1_071_872,
     "llmc-demo": 1_071_872,
     "speedrun-demo": 1_310_720,
