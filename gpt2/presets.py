@@ -4,7 +4,8 @@ Holds:    `PRESETS`.
 Built in: notebook 12; the families in notebooks 13 to 17.
 Imports:  gpt2.parts, gpt2.run.
 
-Sources: the lecture (build-nanogpt), llm.c's scripts, modded-nanogpt's record of 2024-11-08, Languini's GPT baseline
+Sources: the lecture (build-nanogpt), llm.c's scripts, modded-nanogpt's eighth record (2024-11-03, with the
+bf16 weights of its tenth), Languini's GPT baseline
 (arXiv 2309.11197), gpt-oss (arXiv 2508.10925), EDM2 (arXiv 2312.02696).
 """
 

@@ -93,7 +93,7 @@ def sweep(name: str, run: Run, processes: Processes) -> Iterator[Row]:
             rate = _tokens_per_second(model, optimizer, config, size, setup.precision, device)
         except torch.OutOfMemoryError:
             if size == 1:
-                raise UserError(f"not even one sequence of {name} fits into this GPU; choose a smaller preset") from None
+                raise UserError(f"not one sequence of {name} fits into this GPU; choose a smaller preset") from None
             return
         memory_gib = _memory_taken(device) / GIB
         yield Row(name, size, setup.precision, setup.compiled, rate, memory_gib, flops * rate / peak)
