@@ -135,12 +135,10 @@ def timed(script: str, *words: str, folder: Path) -> tuple[float, str]:
 
 
 def run_ours(shards: Path, number: int, text: str) -> Result:
-    """Train the preset with random numbers of its own for every `number`, in bf16 where the processor multiplies it."""
+    """Train the preset with random numbers of its own for every `number`."""
     folder = shards.parent / f"ours-{number}"
     words = ["--data.shards", str(shards), "--log.folder", str(folder), "--data.seed", str(number + 1)]
     words += ["--system.seed", str(number + 1), "--system.device", "cpu"]
-    if torch.cpu._is_avx512_bf16_supported():
-        words += ["--system.precision", "bf16"]
     seconds, _ = timed(str(ROOT / "train_gpt2.py"), "shakespeare", *words, folder=shards.parent)
     milliseconds = read_log(folder / "log.txt").dt
     model = load(str(folder))

@@ -32,7 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from gpt2.errors import UserError
-from gpt2.machine import available_cores, free_memory, keep_freed_memory
+from gpt2.machine import available_cores, free_memory, keep_freed_memory, multiplies_bf16
 
 Whole = TypeVar("Whole", bound=nn.Module)
 BACKENDS = {"cuda": "nccl", "cpu": "gloo"}
@@ -259,14 +259,15 @@ def whole_model(model: Whole, make: Callable[[], Whole]) -> Whole:
 def choose_precision(device: torch.device, wanted: str = "auto") -> str:
     """`bf16`, `fp16`, `tf32` or `fp32`: as wanted, or what the hardware multiplies fastest without losing the run.
 
-    bf16 on CUDA from Ampere on and on CPUs with matrix units; fp16 (with a gradient scaler) on older CUDA; else fp32.
+    bf16 on CUDA from Ampere on and on CPUs with instructions for it; fp16 (with a gradient scaler) on older CUDA;
+    else fp32.
     """
     if wanted != "auto":
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if device.type == "cpu":
-        return "bf16" if torch.cpu._is_amx_tile_supported() else "fp32"
+        return "bf16" if multiplies_bf16(device) else "fp32"
     return "fp32"
 
 

@@ -280,7 +280,7 @@ class Options:
     limit: int | None = None
     """Score only the first N items [all]."""
     precision: Literal["auto", "bf16", "fp16", "tf32", "fp32"] = "auto"
-    """auto: bf16 where the hardware has matrix units for it, else fp16 on CUDA, else fp32."""
+    """auto: bf16 where the hardware has instructions for it, else fp16 on CUDA, else fp32."""
 
 
 def main() -> None:

@@ -81,9 +81,8 @@ def _norm(x: Tensor) -> Tensor:
 
 
 def factor_dtype(device: torch.device) -> torch.dtype:
-    """bf16, which is exact enough, where there are matrix units for it; else fp32."""
-    units = device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_amx_tile_supported())
-    return torch.bfloat16 if units else torch.float32
+    """bf16 on CUDA, as in Jordan et al.; elsewhere, where matrices are small, fp32."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
 def updates(matrices: list[Matrix], gradients: dict[Matrix, Tensor], rank: int, world_size: int) -> list[Tensor]:

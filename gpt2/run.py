@@ -150,7 +150,7 @@ class System:
     micro_batch: int | Literal["auto"] = "auto"
     """Sequences a process computes at a time; auto: the largest that fits."""
     precision: Literal["auto", "bf16", "fp16", "tf32", "fp32"] = "auto"
-    """auto: bf16 where the hardware has matrix units for it, else fp16 on CUDA, else fp32."""
+    """auto: bf16 where the hardware has instructions for it, else fp16 on CUDA, else fp32."""
     weights: Literal["fp32", "bf16", "bf16-master"] = "fp32"
     """What weights and gradients are stored as. bf16-master: the optimiser keeps fp32 copies, which it updates."""
     small_gpu: bool = False

@@ -75,8 +75,9 @@ def test_one_plain_process_needs_no_group():
 
 def test_precision_follows_the_hardware(monkeypatch):
     cpu = torch.device("cpu")
-    for matrix_units, expected in ((True, "bf16"), (False, "fp32")):
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda there=matrix_units: there)
+    for amx, avx512, expected in ((True, True, "bf16"), (False, True, "bf16"), (False, False, "fp32")):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda there=amx: there)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda there=avx512: there)
         assert choose_precision(cpu) == expected
     for ampere, expected in ((True, "bf16"), (False, "fp16")):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, a=ampere: a)
