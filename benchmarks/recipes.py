@@ -1,14 +1,14 @@
 """Every recipe's demo sibling on the same text: at equal tokens, then at equal time, several seeds each.
 
-    python benchmarks/recipes.py                                    six recipes, three seeds: over an hour
+    python benchmarks/recipes.py                                    five recipes, three seeds: over an hour
     python benchmarks/recipes.py --seeds 1 --tokens 1000000         a first look
     python benchmarks/recipes.py --recipes demo speedrun-demo
 
 All have 4 layers, 128 wide, T 128, 2,048 tokens a step and the 2,048 tokens of the vocabulary in common; what differs
-is the recipe. At equal tokens every one has the same steps. At equal time every one has the steps that take it as
-long as the fastest took for those, with its schedule shortened to fit; training time is the sum of its steps' times.
-The first steps, in which a model is compiled, are counted as the median step. Runs that are complete are not made
-again, so an interrupted comparison goes on. Writes recipes.png, and prints the table.
+is the recipe (llm.c's is the lecture's, so `demo` stands for both). At equal tokens every one has the same steps. At
+equal time every one has the steps that take it as long as the fastest took for those, with its schedule shortened to
+fit; training time is the median step's, times the steps, so that compiling does not count. Runs that are complete are
+not made again, so an interrupted comparison goes on. Writes recipes.png, and prints the table.
 """
 
 import os
@@ -38,9 +38,7 @@ ROOT = Path(__file__).resolve().parent.parent
 class Options:
     """Recipes side by side."""
 
-    recipes: tuple[str, ...] = (
-        *("demo", "llmc-demo", "speedrun-demo", "languini-demo", "gpt-oss-demo", "magnitude-demo"),
-    )
+    recipes: tuple[str, ...] = (*("demo", "speedrun-demo", "languini-demo", "gpt-oss-demo", "magnitude-demo"),)
     """Presets of train_gpt2.py."""
     seeds: int = 3
     tokens: int | None = None
@@ -83,7 +81,7 @@ def run_all(options: Options, what: str, steps: dict[str, int]) -> dict[str, lis
     outcomes: dict[str, list[Outcome]] = {name: [] for name in options.recipes}
     for seed in range(options.seeds):
         for name in options.recipes:
-            outcome = train(options, f"{what}-{name}-{seed}", name, seed, steps[name])
+            outcome = train(options, f"{what}-{name}-{seed}-{steps[name]}", name, seed, steps[name])
             outcomes[name].append(outcome)
             speed = steps[name] * PRESETS[name][1].data.batch_tokens / outcome.seconds
             print(

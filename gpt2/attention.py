@@ -17,6 +17,8 @@ from torch import Tensor
 from gpt2 import model
 from gpt2.parts import Parts
 
+FLEX_FROM = 512  # positions; it is compiled for every length, which short sequences of any length would not repay
+
 
 def rotary_table(parts: Parts, head_size: int, positions: Tensor) -> tuple[Tensor, Tensor]:
     """Cosine and sine (T, D/2) by which the pairs of a head are turned at `positions` (T,).
@@ -61,12 +63,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, window: int | None, sinks: Tensor | 
 
     Each sees the `window` positions that end with itself (None: all); `sinks` (H,) are logits that join the softmax
     and are dropped after it. `flex` allows FlexAttention, which skips what a window hides and keeps no (T, S) map; it
-    is used for windows and sinks on CUDA. The other paths compute the same.
+    is used for windows and sinks on CUDA, from a length on at which that counts. The other paths compute the same.
     """
     T, S = q.size(2), k.size(2)
+    q, k = q.to(v.dtype), k.to(v.dtype)  # autocast may leave what was normalised in fp32
     if window is not None and window >= S:
         window = None
-    if flex and q.device.type == "cuda" and T == S > 1 and (window or sinks is not None):
+    if flex and q.device.type == "cuda" and T == S >= FLEX_FROM and (window or sinks is not None):
         return flex_attend(q, k, v, window, sinks)
     if T == 1 and window is not None:  # one position sees the end of the line, whole
         k, v, window = k[:, :, -window:], v[:, :, -window:], None

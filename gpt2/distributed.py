@@ -329,6 +329,7 @@ def choose_micro_batch(
 
 
 def _fits(attempt: Callable[[int], None], size: int, device: torch.device) -> bool:
+    torch._dynamo.reset()  # a compiled part has a graph a size, and after a few would run as it is written
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     try:

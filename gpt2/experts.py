@@ -114,12 +114,14 @@ def _float(bias: Tensor | None) -> Tensor | None:
 def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """Rows (M, in), group e of which ends at ends[e], each times its own weight (E, out, in)ᵀ → (M, out).
 
-    One kernel for all groups (`F.grouped_mm`) in bf16 on CUDA; elsewhere a product a group, hidden from the compiler.
+    One kernel for all groups (`F.grouped_mm`) in bf16 on CUDA, for widths that it can take; elsewhere a product a
+    group, hidden from the compiler, which on CUDA has to wait for the sizes of the groups.
     """
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)
-    if x.device.type == "cuda" and x.dtype == torch.bfloat16 and hasattr(F, "grouped_mm"):
+    aligned = x.size(-1) % 8 == 0 and weight.size(-2) % 8 == 0  # rows of 16 bytes
+    if x.device.type == "cuda" and x.dtype == torch.bfloat16 and aligned and hasattr(F, "grouped_mm"):
         return F.grouped_mm(x, weight.transpose(-2, -1), offs=ends.to(torch.int32))
     return _grouped_linear(x.contiguous(), weight.contiguous(), ends)
 

@@ -40,6 +40,8 @@ def check_fits(run: Run, config: GPTConfig, processes: Processes) -> None:
     All processes call this together: they agree on the one with the least free memory.
     """
     free = processes.min(free_device_memory(processes.device))[0]
+    if processes.device.type == "cuda":  # where running out of memory is explained when it happens
+        run = replace(run, system=replace(run.system, micro_batch=1))
     setup = setup_of(run, config, processes)
     needed = memory(config, setup).total
     if needed > free:

@@ -2,7 +2,7 @@
 
 Holds:    `Setup`, `memory`, `is_fused`, `activation_bytes`, `largest_micro_batch`, `bytes_sent`.
 Built in: notebook 07.
-Imports:  torch, gpt2.experts, gpt2.flops, gpt2.model and gpt2.modern (for their sizes).
+Imports:  torch, gpt2.attention, gpt2.experts, gpt2.flops, gpt2.model and gpt2.modern (for their sizes).
 
 Memory is what PyTorch's allocator holds at the peak of a step: in tests it lies within a few percent of what was
 measured on a CPU for GPT-2, and within a quarter for other parts. Activations are those of eager execution; a compiled
@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from gpt2.attention import FLEX_FROM
 from gpt2.experts import is_gated
 from gpt2.flops import matrices, parameters, shapes, with_parts
 from gpt2.model import CHUNK_LOGITS, GPTConfig
@@ -185,8 +186,9 @@ def _logits_bytes(config: GPTConfig, setup: Setup) -> int:
 def is_fused(config: GPTConfig, device: torch.device, flex: bool = True) -> bool:
     """Whether attention keeps no T × T maps there: on a GPU, with sinks where it has FlexAttention; on a CPU, of long
     sequences without sinks."""
-    sinks = with_parts(config).parts.sinks
-    return (flex or not sinks) if device.type != "cpu" else (config.block_size > 512 and not sinks)
+    if with_parts(config).parts.sinks:
+        return flex and device.type == "cuda" and config.block_size >= FLEX_FROM
+    return device.type != "cpu" or config.block_size > 512
 
 
 def activation_bytes(config: GPTConfig, recompute: str = "none") -> int:

@@ -219,7 +219,8 @@ class Modern(nn.Module):
         if self.config.parts.normalised_weights:
             for p in self.parameters():
                 if p.dim() >= 2:
-                    p.mul_(p.square().mean(-1, keepdim=True).rsqrt())
+                    mean_square = p.square().mean(-1, keepdim=True)
+                    p.mul_(mean_square.clamp(min=1e-12).rsqrt())  # rows that pad a table may be zero, and stay so
 
     def without_flex(self) -> None:
         """Windows and sinks by the plain formula, for GPUs that FlexAttention does not run on."""

@@ -56,7 +56,7 @@ class Parts:
     normalised_weights: bool = False
     """Every row of every matrix keeps one magnitude, in use and after every step (EDM2, arXiv 2312.02696)."""
     residual: Literal["add", "magnitude"] = "add"
-    """x + f(x); or a weighted sum of unit magnitude (EDM2)."""
+    """x + f(x); or a weighted sum of unit magnitude (EDM2), x and attention's mean of values being scaled to it."""
     residual_mix: float = 0.3
     """The weight t of f(x) in ((1 − t) x + t f(x)) / sqrt((1 − t)² + t²)."""
     gain: bool = False

@@ -199,7 +199,19 @@ class Run:
 
 SMALLEST = {  # what a setting may be at least; None and "auto" are always allowed
     "schedule": {"steps": 1, "warmup": 0, "final_fraction": 0, "plateau": 0},
-    "optim": {"lr": 0, "eps": 0, "weight_decay": 0, "clip": 0, "skip_loss_z": 0, "skip_norm_z": 0, "max_skips": 1},
+    "optim": {
+        "embedding_lr": 0,
+        "head_lr": 0,
+        "vector_lr": 0,
+        "momentum": 0,
+        "lr": 0,
+        "eps": 0,
+        "weight_decay": 0,
+        "clip": 0,
+        "skip_loss_z": 0,
+        "skip_norm_z": 0,
+        "max_skips": 1,
+    },
     "eval": {"tokens": 1, "samples": 1, "last_n": 1, "hellaswag_items": 1},
     "log": {"keep": 1},
     "system": {"micro_batch": 1},
@@ -234,6 +246,8 @@ def check(run: Run) -> None:
             if value not in (None, "auto") and not value >= least:
                 flag = f"--{group}.{name.replace('_', '-')}"
                 raise UserError(f"{flag} {value} is out of range; give {least} or more")
+    if run.optim.momentum >= 1:
+        raise UserError(f"--optim.momentum {run.optim.momentum:g} is out of range; give 0 to below 1")
     if not 0 <= min(run.optim.betas) <= max(run.optim.betas) < 1:
         raise UserError(f"--optim.betas {run.optim.betas} are out of range; give two numbers from 0 to below 1")
     if run.schedule.plateau > 1:

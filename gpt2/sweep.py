@@ -11,7 +11,7 @@ and count on the fastest. A step is forward, backward and the optimiser on one m
 
 import csv
 import dataclasses
-import resource
+import math
 import statistics
 import sys
 import time
@@ -141,6 +141,10 @@ def _memory_taken(device: torch.device) -> float:
     """Bytes at the peak so far: of the GPU's memory, or the process's."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return math.nan
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

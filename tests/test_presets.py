@@ -179,5 +179,5 @@ def test_the_smoke_test_of_an_unknown_preset_lists_the_known_ones():
 
 def test_the_smoke_test_of_what_does_not_fit_is_refused(monkeypatch):
     monkeypatch.setattr("gpt2.smoke_test.free_device_memory", lambda device: 2.0**30)
-    with pytest.raises(UserError, match=r"languini-xl needs \d\.\d GiB .* the 1.0 GiB .* python -m gpt2.model shakespeare"):
+    with pytest.raises(UserError, match=r"languini-xl needs \d\.\d GiB .* the 1.0 GiB .* gpt2.model shakespeare"):
         next(smoke_test("languini-xl", PRESETS["languini-xl"][1], torch.device("cpu")))

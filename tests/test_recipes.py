@@ -46,7 +46,7 @@ def test_a_demo_sibling_trains_resumes_is_evaluated_and_samples(preset: str, sha
     first, second = (load(str(one)).state_dict() for one in (folder, straight))
     assert all(torch.equal(first[name], second[name]) for name in second)
     if preset != "llmc-demo":
-        assert isinstance(model, Modern) and model.config.parts == replace(PRESETS[preset][1].parts)
+        assert isinstance(model, Modern) and model.config.parts == PRESETS[preset][1].parts
 
 
 @pytest.mark.parametrize(("preset", "zero"), [("speedrun-demo", "1"), ("gpt-oss-demo", "3"), ("magnitude-demo", "2")])
@@ -65,25 +65,6 @@ def test_a_batch_is_learned_by_heart(shards: Path, tmp_path: Path):
     other = read_log(tmp_path / "other" / "log.txt")
     assert log.loss[-1] < other.loss[-1] - 0.3
     assert log.val_loss[-1] > log.loss[-1] + 0.3
-
-
-@pytest.mark.parametrize(
-    ("preset", "hours", "sequences", "steps"),
-    [
-        ("languini-small", 6, 128, 18_265),
-        ("languini-small", 12, 128, 36_529),
-        ("languini-small", 24, 256, 36_529),
-        ("languini-medium", 48, 256, 21_908),
-        ("languini-medium", 96, 256, 43_817),
-    ],
-)
-def test_hours_of_the_reference_accelerator_decide_the_steps(preset: str, hours: float, sequences: int, steps: int):
-    """The published compute classes (arXiv 2309.11197)."""
-    run = PRESETS[preset][1]
-    run = replace(
-        run, data=replace(run.data, batch_tokens=512 * sequences), languini=replace(run.languini, hours=hours)
-    )
-    assert complete(run).schedule.steps == steps
 
 
 @pytest.mark.parametrize(

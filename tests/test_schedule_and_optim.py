@@ -152,6 +152,5 @@ def test_master_copies_learn_what_bf16_weights_alone_do_not(kind):
         assert {t.dtype for state in optimizer.state.values() for key, t in state.items() if key != "step"} == {
             torch.bfloat16 if weights == "bf16" else torch.float32
         }
-    print(kind, learned)
     assert learned["bf16-master"] == pytest.approx(learned["fp32"], rel=0.1)
     assert learned["bf16"] < 0.25 * learned["fp32"]

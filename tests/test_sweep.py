@@ -84,7 +84,7 @@ def test_a_sweep_ends_when_memory_does(monkeypatch):
     monkeypatch.setattr(gpt2.sweep, "_tokens_per_second", measure)
     assert [row.micro_batch for row in sweep("demo", tiny(), ONE)] == [1, 2]
     largest = 0
-    with pytest.raises(UserError, match="not even one sequence of demo fits"):
+    with pytest.raises(UserError, match="not one sequence of demo fits"):
         next(sweep("demo", tiny(), ONE))
 
 

@@ -316,6 +316,19 @@ GPU_RUNS = {
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("flags", ["--system.compile on", "--system.weights bf16-master", "--system.small-gpu"])
+@pytest.mark.parametrize("preset", ["speedrun-demo", "gpt-oss-demo", "magnitude-demo"])
+def test_other_parts_on_a_gpu_follow_the_cpu(shards, tmp_path, preset, flags):
+    if preset == "magnitude-demo" and "master" in flags:
+        pytest.skip("refused: masters would keep the magnitudes that weights lose")
+    train(shards, tmp_path / "cpu", preset=preset)
+    flags = ["--system.device", "cuda", "--system.precision", "auto", *flags.split()]
+    train(shards, tmp_path / "cuda", *flags, preset=preset)
+    cpu, cuda = (read_log(tmp_path / folder / "log.txt") for folder in ("cpu", "cuda"))
+    np.testing.assert_allclose(cuda.loss, cpu.loss, atol=6e-2, rtol=0)
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", GPU_RUNS)
 def test_a_gpu_run_follows_the_cpu_one(shards, tmp_path, name):
     train(shards, tmp_path / "cpu")
