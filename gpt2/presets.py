@@ -173,7 +173,7 @@ PRESETS: dict[str, tuple[str, Run]] = {
         ),
     ),
     "speedrun-demo": (
-        "speedrun's sibling for a laptop: 4.1 M tokens of the standard library, 2.9e13 FLOPs",
+        "speedrun's sibling for a laptop, weights in fp32: 4.1 M tokens of the standard library, 2.9e13 FLOPs",
         _demo(
             "speedrun-demo",
             Optim(kind="muon", lr=0.02, embedding_lr=0.3, head_lr=0.002, weight_decay=0.0, clip=0.0),
@@ -182,28 +182,28 @@ PRESETS: dict[str, tuple[str, Run]] = {
         ),
     ),
     "languini-mini": (
-        "Languini's mini, 4 layers, 512 wide, on books: 1.2 B tokens, 1.4e17 FLOPs",
-        _languini("mini", 4, 512, 8, 32),
+        "Languini's mini, 4 layers, 512 wide, on books: 1.2 B tokens, 1.4e17 FLOPs; in small's steps",
+        _languini("mini", layers=4, width=512, heads=8, head_size=32),
     ),
     "languini-tiny": (
-        "Languini's tiny, 4 layers, 768 wide, on books: 1.2 B tokens, 3.2e17 FLOPs",
-        _languini("tiny", 4, 768, 12, 64),
+        "Languini's tiny, 4 layers, 768 wide, on books: 1.2 B tokens, 3.2e17 FLOPs; in small's steps",
+        _languini("tiny", layers=4, width=768, heads=12, head_size=64),
     ),
     "languini-small": (
         "Languini's small, 12 layers, 768 wide, on books: 1.2 B tokens, 7.7e17 FLOPs; 6 h of an RTX 3090",
-        _languini("small", 12, 768, 12, 64, batch=128, hours=6.0, speed=55_416.0),
+        _languini("small", layers=12, width=768, heads=12, head_size=64, batch=128, hours=6.0, speed=55_416.0),
     ),
     "languini-medium": (
         "Languini's medium, 24 layers, 1024 wide, on books: 2.9 B tokens, 5.9e18 FLOPs; 48 h of an RTX 3090",
-        _languini("medium", 24, 1024, 16, 64, batch=256, hours=48.0, speed=16_618.0),
+        _languini("medium", layers=24, width=1024, heads=16, head_size=64, batch=256, hours=48.0, speed=16_618.0),
     ),
     "languini-large": (
-        "Languini's large, 24 layers, 1536 wide, on books: 1.2 B tokens, 5.3e18 FLOPs",
-        _languini("large", 24, 1536, 16, 96),
+        "Languini's large, 24 layers, 1536 wide, on books: 1.2 B tokens, 5.3e18 FLOPs; in small's steps",
+        _languini("large", layers=24, width=1536, heads=16, head_size=96),
     ),
     "languini-xl": (
-        "Languini's xl, 24 layers, 2048 wide, on books: 1.2 B tokens, 1.1e19 FLOPs",
-        _languini("xl", 24, 2048, 24, 128),
+        "Languini's xl, 24 layers, 2048 wide, on books: 1.2 B tokens, 1.1e19 FLOPs; in small's steps",
+        _languini("xl", layers=24, width=2048, heads=24, head_size=128),
     ),
     "languini-demo": (
         "languini-small's sibling for a laptop: 4.1 M tokens of the standard library, 2.9e13 FLOPs",
