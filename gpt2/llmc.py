@@ -75,6 +75,7 @@ def write_llmc(model: nn.Module, path: str | Path, dtype: Literal["fp32", "bf16"
     header[:8] = MAGIC, VERSIONS[dtype], *(getattr(config, name) for name in SIZES), rows
 
     def write(file: BinaryIO) -> None:
+        """The header, then the tensors in their order."""
         file.write(header.data)
         for name, shape in tensors_of(config, rows):
             tensor = state[name]

@@ -153,6 +153,23 @@ def test_gpt_oss_is_that_of_transformers():
 
 def gpt_oss_weights(theirs: dict[str, torch.Tensor], layers: int) -> dict[str, torch.Tensor]:
     """Weights of transformers' GptOss under our names: its experts are (E, in, out), gates and inputs in turn."""
+    ours = llama_weights(theirs, layers, ("weight", "bias"))
+    for i in range(layers):
+        old, new = f"model.layers.{i}.", f"transformer.h.{i}."
+        for kind in ("weight", "bias"):
+            ours[f"{new}mlp.router.{kind}"] = theirs[f"{old}mlp.router.{kind}"]
+        ours[new + "attn.sinks"] = theirs[old + "self_attn.sinks"]
+        experts = old + "mlp.experts."
+        gate_up, bias = theirs[experts + "gate_up_proj"], theirs[experts + "gate_up_proj_bias"]
+        ours[new + "mlp.c_fc.weight"] = torch.cat([gate_up[..., ::2], gate_up[..., 1::2]], -1).transpose(1, 2)
+        ours[new + "mlp.c_fc.bias"] = torch.cat([bias[..., ::2], bias[..., 1::2]], -1)
+        ours[new + "mlp.c_proj.weight"] = theirs[experts + "down_proj"].transpose(1, 2)
+        ours[new + "mlp.c_proj.bias"] = theirs[experts + "down_proj_bias"]
+    return ours
+
+
+def llama_weights(theirs: dict[str, torch.Tensor], layers: int, kinds: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    """Tables, norms and attention of a LLaMA-like model of transformers under our names."""
     ours = {
         "transformer.wte.weight": theirs["model.embed_tokens.weight"],
         "transformer.ln_f.weight": theirs["model.norm.weight"],
@@ -162,18 +179,9 @@ def gpt_oss_weights(theirs: dict[str, torch.Tensor], layers: int) -> dict[str, t
         old, new = f"model.layers.{i}.", f"transformer.h.{i}."
         ours[new + "ln_1.weight"] = theirs[old + "input_layernorm.weight"]
         ours[new + "ln_2.weight"] = theirs[old + "post_attention_layernorm.weight"]
-        for kind in ("weight", "bias"):
-            rows = [theirs[f"{old}self_attn.{x}_proj.{kind}"] for x in "qkv"]
-            ours[f"{new}attn.c_attn.{kind}"] = torch.cat(rows)
+        for kind in kinds:
+            ours[f"{new}attn.c_attn.{kind}"] = torch.cat([theirs[f"{old}self_attn.{x}_proj.{kind}"] for x in "qkv"])
             ours[f"{new}attn.c_proj.{kind}"] = theirs[f"{old}self_attn.o_proj.{kind}"]
-            ours[f"{new}mlp.router.{kind}"] = theirs[f"{old}mlp.router.{kind}"]
-        ours[new + "attn.sinks"] = theirs[old + "self_attn.sinks"]
-        experts = old + "mlp.experts."
-        gate_up, bias = theirs[experts + "gate_up_proj"], theirs[experts + "gate_up_proj_bias"]
-        ours[new + "mlp.c_fc.weight"] = torch.cat([gate_up[..., ::2], gate_up[..., 1::2]], -1).transpose(1, 2)
-        ours[new + "mlp.c_fc.bias"] = torch.cat([bias[..., ::2], bias[..., 1::2]], -1)
-        ours[new + "mlp.c_proj.weight"] = theirs[experts + "down_proj"].transpose(1, 2)
-        ours[new + "mlp.c_proj.bias"] = theirs[experts + "down_proj_bias"]
     return ours
 
 
@@ -197,17 +205,9 @@ def test_rotary_rmsnorm_swiglu_and_shared_heads_are_those_of_llama():
         for name, p in theirs.named_parameters():
             p.copy_(1 + 0.2 * torch.randn_like(p) if "norm" in name else 0.2 * torch.randn_like(p))
     state = theirs.state_dict()
-    weights = {
-        "transformer.wte.weight": state["model.embed_tokens.weight"],
-        "transformer.ln_f.weight": state["model.norm.weight"],
-        "lm_head.weight": state["lm_head.weight"],
-    }
+    weights = llama_weights(state, 3, ("weight",))
     for i in range(3):
         old, new = f"model.layers.{i}.", f"transformer.h.{i}."
-        weights[new + "ln_1.weight"] = state[old + "input_layernorm.weight"]
-        weights[new + "ln_2.weight"] = state[old + "post_attention_layernorm.weight"]
-        weights[new + "attn.c_attn.weight"] = torch.cat([state[f"{old}self_attn.{x}_proj.weight"] for x in "qkv"])
-        weights[new + "attn.c_proj.weight"] = state[old + "self_attn.o_proj.weight"]
         weights[new + "mlp.c_fc.weight"] = torch.cat([state[f"{old}mlp.{x}_proj.weight"] for x in ("gate", "up")])
         weights[new + "mlp.c_proj.weight"] = state[old + "mlp.down_proj.weight"]
     parts = replace(LLAMA, mlp_width=96)
