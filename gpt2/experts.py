@@ -58,10 +58,10 @@ class ExpertLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(experts, outside)) if bias else None
 
     def forward(self, x: Tensor, expert: Tensor, ends: Tensor) -> Tensor:
-        """Rows (M, in), in the order of their experts (M,), which end at `ends` (E,) → (M, out)."""
+        """Rows (M, in), in the order of their experts (M, E; one-hot), which end at `ends` (E,) → (M, out)."""
         weight = unit_rows(self.weight) if self.normalised else self.weight
         y = grouped_linear(x, weight, ends)
-        return y if self.bias is None else y + self.bias[expert].to(y.dtype)
+        return y if self.bias is None else y + linear(expert.to(y.dtype), self.bias.t())
 
 
 class Experts(nn.Module):
@@ -87,13 +87,12 @@ class Experts(nn.Module):
             scores = linear(x.float(), weight.float(), _float(self.router.bias))  # (B, T, E)
         logits, chosen = scores.topk(self.k, dim=-1)  # (B, T, k)
         weights = logits.softmax(-1).flatten(0, 1)  # (N, k)
-        order = chosen.flatten().argsort(stable=True)  # places (N · k) in the order of their experts
-        expert = chosen.flatten()[order]
-        ends = (chosen.flatten()[:, None] == torch.arange(self.experts, device=x.device)).sum(0).cumsum(0)
+        place, expert, ends = arrange(chosen.flatten(), self.experts)
         copies = x.reshape(B * T, 1, C).expand(-1, self.k, -1).reshape(-1, C)  # (N · k, C)
-        y = self.c_fc(copies[order], expert, ends)
-        y = self.c_proj(activate(self.kind, y), expert, ends)  # (N · k, C)
-        y = y[order.argsort()].view(-1, self.k, C)  # back in the order of the tokens
+        rows = copies.new_zeros(len(expert), C).index_copy(0, place, copies)  # (M, C)
+        y = self.c_fc(rows, expert, ends)
+        y = self.c_proj(activate(self.kind, y), expert, ends)  # (M, C)
+        y = y.index_select(0, place).view(-1, self.k, C)  # back in the order of the tokens
         return (y * weights[..., None].to(y.dtype)).sum(1).view(B, T, C), self.inequality(scores, chosen)
 
     def inequality(self, scores: Tensor, chosen: Tensor) -> Tensor:
@@ -105,6 +104,25 @@ class Experts(nn.Module):
         share = F.one_hot(chosen, self.experts).float().mean((1, 2))  # (B, E)
         probability = scores.softmax(-1).mean(1)  # (B, E)
         return self.experts * (share * probability).sum(-1).mean()
+
+
+def arrange(chosen: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The expert of every copy of a token (N · k,) → its row among M, the rows' experts (M, E; one-hot), the ends (E,).
+
+    An expert's rows stand together, and begin at a multiple of 64 (8 if there are few): F.grouped_mm wants multiples of
+    8 for its gradient, and oneDNN compiles a product anew for every size that it has not seen. The rows between are
+    left zero; those after the last copy belong to the last expert.
+    """
+    block = 64 if len(chosen) >= 64 * experts else 8
+    size = -(-(len(chosen) + experts * (block - 1)) // block) * block  # M: enough, however the tokens fall
+    expert = F.one_hot(chosen, experts)  # (N · k, E)
+    used = expert.sum(0)
+    ends = ((used + block - 1) // block * block).cumsum(0)
+    begins = F.pad(ends[:-1], (1, 0))
+    before = expert.cumsum(0) - 1  # how many before this one have the same expert
+    place = (expert * (before + begins)).sum(1)
+    ends = torch.cat((ends[:-1], ends.new_full((1,), size)))
+    return place, expert.new_zeros(size, experts).index_copy(0, place, expert), ends
 
 
 def _float(bias: Tensor | None) -> Tensor | None:

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from gpt2.attention import attend, flex_attend
 from gpt2.evaluate import evaluating
-from gpt2.experts import _grouped_linear, grouped_linear
+from gpt2.experts import _grouped_linear, arrange, grouped_linear
 from gpt2.model import GPT, GPTConfig
 from gpt2.modern import Modern, ModernConfig, build, from_pretrained, make_config, read_config
 from gpt2.parts import Parts
@@ -268,12 +268,23 @@ def test_grouped_products_are_those_of_every_token_alone():
     assert_close(*gradients)
 
 
+@pytest.mark.parametrize("many", [5, 2000])
+def test_every_copy_gets_a_row_of_its_own_among_its_experts_rows(many):
+    """In groups that begin at multiples of 8, which F.grouped_mm wants; all on one expert is the longest case."""
+    for chosen in (torch.randint(4, (many,)), torch.full((many,), 1), torch.tensor([3] * (many - 1) + [0])):
+        place, expert, ends = arrange(chosen, 4)
+        assert place.unique().numel() == many
+        assert torch.equal(expert[place].argmax(1), chosen) and expert.sum() == many
+        assert torch.equal((place[:, None] >= ends).sum(1), chosen)
+        assert (ends % 8 == 0).all() and ends[-1] == len(expert)
+
+
 @pytest.mark.gpu
 def test_grouped_products_on_a_gpu_are_those_of_a_loop():
-    x = torch.randn(101, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    x = torch.randn(104, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     weight = torch.randn(4, 32, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
-    ends = torch.tensor([33, 33, 78, 101], device="cuda")  # expert 1 has no token
-    dy = torch.randn(101, 32, device="cuda", dtype=torch.bfloat16)
+    ends = torch.tensor([32, 32, 80, 104], device="cuda")  # expert 1 has no token
+    dy = torch.randn(104, 32, device="cuda", dtype=torch.bfloat16)
     results = []
     for product in (grouped_linear, _grouped_linear):
         y = product(x, weight, ends)
