@@ -16,8 +16,10 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -41,14 +43,12 @@ import torch
 from torch import Tensor, nn
 
 from gpt2 import run_folder
+from gpt2.build import build, from_pretrained, make_config
 from gpt2.checkpoint import Checkpoints, Training, newest
 from gpt2.distributed import (
     Processes,
     accumulating,
     autocast,
-    choose_compile,
-    choose_micro_batch,
-    choose_precision,
     clip_gradients,
     joined,
     recompute,
@@ -56,15 +56,13 @@ from gpt2.distributed import (
     whole_model,
     wrap,
 )
-from gpt2.fit import check_fits
-from gpt2.flops import flops_per_token
+from gpt2.fit import Execution, check_fits, choose_execution, run_flops
 from gpt2.hellaswag import load_items
 from gpt2.interrupt import Interruption
-from gpt2.loader import Sequences, TokenLoader, check_division
+from gpt2.loader import Sequences, TokenLoader
 from gpt2.logs import RunLog
-from gpt2.memory import activation_bytes
 from gpt2.model import GPT, GPTConfig
-from gpt2.modern import Modern, build, from_pretrained, make_config
+from gpt2.modern import Modern
 from gpt2.optim import make_optimizer
 from gpt2.outliers import Outliers
 from gpt2.run_evaluation import Evaluation, is_due
@@ -87,12 +85,34 @@ def main() -> None:
     run = complete(RUN)
     check(run)
     with joined(run.system.device) as processes, contextlib.ExitStack() as claimed:
-        train(run, processes, claimed)
+        if pieces := prepare(run, processes, claimed):
+            train(pieces)
+        elif processes.is_first:
+            print(f"{run.log.folder} holds this run, complete; to train it again: --log.overwrite")
 
 
-def train(run: Run, processes: Processes, claimed: contextlib.ExitStack) -> None:
-    """One run from the first step to the last. Raises UserError before the first step for what can't work."""
-    device, steps, folder = processes.device, run.schedule.steps, Path(run.log.folder)
+@dataclass
+class Pieces:
+    """Everything that takes part in a run."""
+
+    run: Run
+    processes: Processes
+    raw: GPT | Modern
+    model: nn.Module  # `raw` as it is trained: compiled, divided over the processes
+    make: Callable[[], GPT | Modern]
+    shards: list[list[Any]]  # name and tokens
+    execution: Execution
+    training: Training
+    checkpoints: Checkpoints
+    evaluation: Evaluation
+    log: RunLog
+    beginning: run_folder.Beginning
+    seconds_at_peak: float  # of a step, if every device did nothing but multiply as fast as it can
+
+
+def prepare(run: Run, processes: Processes, claimed: contextlib.ExitStack) -> Pieces | None:
+    """Everything up to the first step, or None where the run is complete. Raises UserError for what can't work."""
+    device = processes.device
     encoding = get_encoding(run.model.vocab_size)
     check_trackers(run.log.tensorboard, run.log.wandb)
 
@@ -109,13 +129,11 @@ def train(run: Run, processes: Processes, claimed: contextlib.ExitStack) -> None
     items = load_items(run.eval.hellaswag, run.eval.hellaswag_items) if run.eval.hellaswag_every else []
 
     # the machine: how fast, and with how many digits
-    precision = choose_precision(device, run.system.precision)
-    torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
-    flops = flops_per_token(config)
-    compiled = choose_compile(device, run.system.compile, flops * run.data.batch_tokens * steps)
     recompute(raw, run.system.recompute)
-    micro_batch = find_micro_batch(run, raw, config, precision, compiled, processes)
-    layout = (processes.rank, processes.world_size, micro_batch)
+    execution = choose_execution(run, raw, config, processes)
+    precision = execution.precision
+    torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
+    layout = (processes.rank, processes.world_size, execution.micro_batch)
     dealt = (run.data.batch_tokens, config.block_size, *layout, run.data.seed, device, run.data.overfit)
     loader = TokenLoader(train_shards, *dealt)
 
@@ -123,76 +141,90 @@ def train(run: Run, processes: Processes, claimed: contextlib.ExitStack) -> None
     shards = [[shard.path.name, shard.tokens] for shard in train_shards]
     beginning = run_folder.begin(run, shards, processes, claimed)
     if beginning.complete:
-        if processes.is_first:
-            print(f"{folder} holds this run, complete; to train it again: --log.overwrite")
-        return
+        return None
 
-    model = wrap(raw, processes, compiled, run.system.zero)
+    model = wrap(raw, processes, execution.compiled, run.system.zero)
     optimizer = make_optimizer(raw, run.optim, run.system.weights, processes.rank, processes.world_size)
     if isinstance(raw, Modern):
         optimizer.register_step_post_hook(lambda *_: raw.constrain())
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    outliers = Outliers(run.optim.skip_loss_z, run.optim.skip_norm_z)
-    training = Training(raw, optimizer, scaler, loader, outliers)
-    checkpoints = Checkpoints(folder, processes, run.log.keep, run.log.keep_every)
-    first = beginning.record.get("step", 0)
+    training = Training(raw, optimizer, scaler, loader, Outliers(run.optim.skip_loss_z, run.optim.skip_norm_z))
     if beginning.checkpoint is not None:
         training.restore(beginning.checkpoint, beginning.record, processes)
+    checkpoints = Checkpoints(Path(run.log.folder), processes, run.log.keep, run.log.keep_every)
+    evaluation = Evaluation(run, model, raw, make, val, items, encoding, execution, processes)
+    peak, source = peak_flops(device, precision)
+    flops = run_flops(run, config)
+    log = open_log(run, beginning, processes, describe(run, raw, processes, execution, flops, source, beginning))
+    at_peak = flops / run.schedule.steps / (peak * processes.world_size)
+    made = (raw, model, make, shards, execution, training, checkpoints, evaluation, log, beginning, at_peak)
+    return Pieces(run, processes, *made)
 
-    evaluation = Evaluation(run, model, raw, make, val, items, encoding, micro_batch, precision, compiled, processes)
-    peak, peak_source = peak_flops(device, precision)
-    machine = f"micro-batch {micro_batch}, {precision}, {'compiled' if compiled else 'not compiled'}"
-    log = open_log(run, first, processes, describe(run, raw, processes, machine, flops, peak_source, beginning))
 
+def train(pieces: Pieces) -> None:
+    """From the step where the run begins to its last, or to where it is asked to stop."""
+    run, processes, log, checkpoints = pieces.run, pieces.processes, pieces.log, pieces.checkpoints
+    steps, record = run.schedule.steps, pieces.beginning.record
     interruption = Interruption()  # before this there is nothing to save
-    evaluated, asked = beginning.record.get("evaluated", False), 0.0
+    first, evaluated, asked = record.get("step", 0), record.get("evaluated", False), 0.0
     for step in range(first, steps + 1):
         last = step == steps
         if not evaluated and not asked:
-            evaluation(step, last, log)
+            pieces.evaluation(step, last, log)
         if step > first and (last or asked or is_due(step, run.log.save_every, last)):
-            here = {"evaluated": not asked, "log_bytes": log.position(), "model": dataclasses.asdict(raw.config)}
-            report(log, step, checkpoints.save(step, training, {**run_folder.decisive(run, shards), **here}))
+            model = dataclasses.asdict(pieces.raw.config)
+            here = {"evaluated": not asked, "log_bytes": log.position(), "model": model}
+            decisive = run_folder.decisive(run, pieces.shards)
+            report(log, step, checkpoints.save(step, pieces.training, {**decisive, **here}))
         if last or asked:
             break
-        started = time.perf_counter()
-        lr = learning_rate(step, run.optim.lr, **vars(run.schedule))
-        with explain_out_of_memory(micro_batch):
-            mean_loss = accumulate(training, model, precision, run.system.zero)
-        norms = layer_norms(raw) if is_due(step, run.log.norms_every) else None
-        whole_norm = clip_gradients(model, run.optim.clip)
-        loss, norm, asked = processes.mean(mean_loss, whole_norm, interruption.name is not None)
-        reason = outliers.judge(loss, norm)
-        update(training, lr, make=reason is None)
-        wait(device)
-        seconds = time.perf_counter() - started
-        epoch = (step + 1) * loader.batch / len(loader.sequences)
-        mfu = flops * run.data.batch_tokens / seconds / (peak * processes.world_size)
-        log.step(step, loss, lr, norm, seconds, run.data.batch_tokens, epoch, mfu)
-        if norms:
-            log.norms(step, norms)
-        if is_due(step, run.log.gpu_every):
-            log.gpu(step, gpu_state(device))
-        if reason:
-            log.skipped(step, reason)
-        if outliers.in_a_row >= run.optim.max_skips:
-            give_up(reason, outliers.in_a_row, checkpoints, folder)
+        asked = make_step(pieces, step, interruption)
         report(log, step, checkpoints.finish(block=False))
         evaluated = False
 
     report(log, step, problem := checkpoints.close())
     if not asked:
-        export(whole_model(raw, make), folder, steps, processes)
+        export(whole_model(pieces.raw, pieces.make), Path(run.log.folder), steps, processes)
     elif problem:
-        raise UserError(f"stopped at step {step}, which could not be saved ({problem}); make room in {folder}", False)
+        where = f"make room in {run.log.folder}"
+        raise UserError(f"stopped at step {step}, which could not be saved ({problem}); {where}", False)
     else:
         log.note(step, "stopped", f"asked to by {interruption.name or 'another process'}; the same command goes on")
     log.close()
 
 
-def open_log(run: Run, first: int, processes: Processes, lines: dict[str, str]) -> RunLog:
+def make_step(pieces: Pieces, step: int, interruption: Interruption) -> float:
+    """One step of the optimiser, and its line in the log; above 0 where a process was asked to stop meanwhile."""
+    run, training, log = pieces.run, pieces.training, pieces.log
+    started = time.perf_counter()
+    lr = learning_rate(step, run.optim.lr, **vars(run.schedule))
+    with explain_out_of_memory(pieces.execution.micro_batch):
+        mean_loss = accumulate(training, pieces.model, pieces.execution.precision, run.system.zero)
+    norms = layer_norms(pieces.raw) if is_due(step, run.log.norms_every) else None
+    whole_norm = clip_gradients(pieces.model, run.optim.clip)
+    loss, norm, asked = pieces.processes.mean(mean_loss, whole_norm, interruption.name is not None)
+    outliers = training.outliers
+    reason = outliers.judge(loss, norm)
+    update(training, lr, make=reason is None)
+    wait(pieces.processes.device)
+    seconds = time.perf_counter() - started
+    loader = training.loader
+    epoch = (step + 1) * loader.batch / len(loader.sequences)
+    log.step(step, loss, lr, norm, seconds, run.data.batch_tokens, epoch, pieces.seconds_at_peak / seconds)
+    if norms:
+        log.norms(step, norms)
+    if is_due(step, run.log.gpu_every):
+        log.gpu(step, gpu_state(pieces.processes.device))
+    if reason:
+        log.skipped(step, reason)
+    if outliers.in_a_row >= run.optim.max_skips:
+        give_up(reason, outliers.in_a_row, pieces.checkpoints, Path(run.log.folder))
+    return asked
+
+
+def open_log(run: Run, beginning: run_folder.Beginning, processes: Processes, lines: dict[str, str]) -> RunLog:
     """The log, with `lines` on top, and the trackers that are asked for: written by the first process alone."""
-    folder, settings = Path(run.log.folder), json.loads(to_json(run))
+    folder, settings, first = Path(run.log.folder), json.loads(to_json(run)), beginning.record.get("step", 0)
     trackers: list[Tracker] = []
     notes: dict[str, str] = {}
     if processes.is_first:
@@ -310,50 +342,23 @@ def make_model(run: Run, processes: Processes) -> GPT | Modern:
     return model
 
 
-def find_micro_batch(
-    run: Run, model: GPT | Modern, config: GPTConfig, precision: str, compiled: bool, processes: Processes
-) -> int:
-    """The micro-batch that was asked for, or the largest that fits. Raises UserError where it can't divide a step."""
-    if run.system.micro_batch != "auto":
-        return run.system.micro_batch
-    block_size = config.block_size
-    check_division(run.data.batch_tokens, block_size, 1, processes.world_size)
-
-    def attempt(size: int) -> None:
-        """Forward and backward, with as much memory taken beside it as optimiser, buckets and logits will need."""
-        beside = 12 * model.num_params() // (processes.world_size if run.system.zero else 1)
-        beside += 4 * size * block_size * config.padded_vocab_size if compiled else 0
-        reserved = torch.empty(beside, dtype=torch.uint8, device=processes.device)
-        x = torch.zeros(size, block_size, dtype=torch.long, device=processes.device)
-        try:
-            with autocast(processes.device, precision):
-                loss = model(x, x)[1]
-            loss.backward()
-        finally:
-            model.zero_grad(set_to_none=True)
-            del reserved
-
-    sequences = run.data.batch_tokens // block_size // processes.world_size
-    return choose_micro_batch(attempt, sequences, activation_bytes(config, run.system.recompute), processes)
-
-
 def describe(
     run: Run,
     model: GPT | Modern,
     processes: Processes,
-    machine: str,
+    execution: Execution,
     flops: float,
     peak: str,
     beginning: run_folder.Beginning,
 ) -> dict[str, str]:
-    """The lines on top of the log: what runs, on what."""
+    """The lines on top of the log: what runs, on what. `flops` is the whole run's."""
     batch, steps = run.data.batch_tokens, run.schedule.steps
     lines = {
         "command": shlex.join(["train_gpt2.py", *sys.argv[1:]]),
         **describe_machine(processes),
         "model": f"{model.num_params():,} parameters, {json.dumps(dataclasses.asdict(model.config))}",
-        "tokens": f"{batch * steps:,} = {steps:,} steps of {batch:,}; {flops * batch * steps:.2e} FLOPs",
-        "machine": machine,
+        "tokens": f"{batch * steps:,} = {steps:,} steps of {batch:,}; {flops:.2e} FLOPs",
+        "machine": str(execution),
         "MFU": f"of {peak}",
         "settings": json.dumps(json.loads(to_json(run))),
     }

@@ -80,7 +80,7 @@ class Experts(nn.Module):
         self.c_proj = ExpertLinear(parts.experts, width, n_embd, *shape)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T, C) → (B, T, C), and how unequally the experts are used: 1 where equally, up to E / k."""
+        """(B, T, C) → (B, T, C), and the load-balancing loss."""
         B, T, C = x.shape
         with torch.autocast(x.device.type, enabled=False):  # a rounded logit would send tokens elsewhere
             weight = unit_rows(self.router.weight) if self.normalised else self.router.weight
@@ -93,10 +93,12 @@ class Experts(nn.Module):
         y = self.c_fc(rows, expert, ends)
         y = self.c_proj(activate(self.kind, y), expert, ends)  # (M, C)
         y = y.index_select(0, place).view(-1, self.k, C)  # back in the order of the tokens
-        return (y * weights[..., None].to(y.dtype)).sum(1).view(B, T, C), self.inequality(scores, chosen)
+        return (y * weights[..., None].to(y.dtype)).sum(1).view(B, T, C), self.load_balancing_loss(scores, chosen)
 
-    def inequality(self, scores: Tensor, chosen: Tensor) -> Tensor:
+    def load_balancing_loss(self, scores: Tensor, chosen: Tensor) -> Tensor:
         """E · Σ (share of places) · (mean probability) over the experts, the mean over sequences.
+
+        1 where all experts are used equally, up to E / k.
 
         Fedus et al., "Switch Transformers" (arXiv 2101.03961), eq. 4; for each sequence on its own (DeepSeek-V3, arXiv
         2412.19437), so that the gradient does not depend on the micro-batch.

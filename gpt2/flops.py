@@ -5,7 +5,7 @@ Holds:    `parameters`, `published_parameters`, `matrices`, `matrix_parameters`,
           `python -m gpt2.flops gpt2-124m --gpus 8 --hardware a100`, the plan of a run before machines are rented for
           it (see `gpt2.plan`); `python -m gpt2.flops --sweep gpt2-124m`, its speed on this machine (see `gpt2.sweep`).
 Built in: notebook 07.
-Imports:  torch, gpt2.distributed, gpt2.model and gpt2.modern (for their sizes), gpt2.plan, gpt2.sweep (as a command).
+Imports:  torch, gpt2.build, gpt2.distributed, gpt2.model, gpt2.modern (for sizes); as a command gpt2.plan, gpt2.sweep.
 """
 
 import functools
@@ -15,10 +15,11 @@ import time
 
 import torch
 
+from gpt2.build import build
 from gpt2.distributed import wait
 from gpt2.errors import run_command
 from gpt2.model import GPTConfig
-from gpt2.modern import ModernConfig, build
+from gpt2.modern import ModernConfig
 
 # what a parameter's name contains → the part it belongs to; the first that fits
 PART_OF = {

@@ -2,7 +2,8 @@
 
 Holds:    `generate`, `choose`, `load`, and `python -m gpt2.generate RUN --prompt …`.
 Built in: notebook 04.
-Imports:  torch, tyro, gpt2.checkpoint, gpt2.distributed, gpt2.errors, gpt2.model, gpt2.modern, gpt2.tokenizer.
+Imports:  torch, tyro, gpt2.build, gpt2.checkpoint, gpt2.distributed, gpt2.errors, gpt2.model, gpt2.modern,
+          gpt2.tokenizer.
 """
 
 from collections.abc import Iterator
@@ -15,10 +16,11 @@ import tyro
 from torch import Tensor
 
 from gpt2 import checkpoint
+from gpt2.build import build, from_pretrained, read_config
 from gpt2.distributed import start
 from gpt2.errors import UserError, run_command
 from gpt2.model import GPT
-from gpt2.modern import Modern, build, from_pretrained, read_config
+from gpt2.modern import Modern
 from gpt2.tokenizer import END_OF_TEXT, get_encoding
 
 

@@ -1,20 +1,17 @@
 """GPT-2's skeleton with exchangeable parts: every choice of `gpt2.parts.Parts`, alone or together.
 
-Holds:    `ModernConfig`, `Modern`, `build`, `make_config`, `read_config`, `from_pretrained`.
+Holds:    `ModernConfig`, `Modern`.
 Built in: notebooks 13 (rotary, RMSNorm, SwiGLU, groups of heads), 16 (experts, sinks, windows) and 17 (magnitude).
-Imports:  torch, gpt2.attention, gpt2.experts, gpt2.model, gpt2.parts, gpt2.run (and gpt2.llmc, gpt2.published to read
-          and write files).
+Imports:  torch, gpt2.attention, gpt2.experts, gpt2.model, gpt2.parts (and gpt2.published to write files).
 
 With GPT-2's choice of every part it computes exactly what `gpt2.model.GPT` does, under the same parameter names.
 Shapes in comments: as in `gpt2.model`, with H query heads, K heads of keys and values, and D = the width of a head.
 """
 
 import dataclasses
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +19,8 @@ from torch.nn import functional as F
 
 from gpt2.attention import attend, rotary_table, rotate
 from gpt2.experts import Experts, activate, is_gated, unit_rows
-from gpt2.model import GPT, GPTConfig, KVCache, Linear, linear, linear_cross_entropy
+from gpt2.model import GPTConfig, KVCache, Linear, linear, linear_cross_entropy
 from gpt2.parts import Parts
-from gpt2.run import Model
 
 EPS = 1e-5  # of every RMSNorm, as in LLaMA and gpt-oss
 MODEL_TYPE = "gpt2-parts"  # in the config.json of a saved model
@@ -157,13 +153,13 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, table: tuple[Tensor, Tensor] | None = None, cache: KVCache | None = None
     ) -> tuple[Tensor, Tensor]:
-        """(B, T, C) → (B, T, C), and how unequally the experts are used (0 where there are none)."""
+        """(B, T, C) → (B, T, C), and the experts' load-balancing loss (0 where there are none)."""
         if self.mix is not None:
             x = unit(x)
         x = self.add(x, self.attn(self.ln_1(x), table, cache))
         y = self.mlp(self.ln_2(x))
-        y, unequal = y if isinstance(y, tuple) else (y, x.new_zeros(()))
-        return self.add(x, y), unequal
+        y, balance = y if isinstance(y, tuple) else (y, x.new_zeros(()))
+        return self.add(x, y), balance
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         """x + y, or their weighted sum, of unit magnitude where x and y are (arXiv 2312.02696, eq. 88)."""
@@ -244,7 +240,7 @@ class Modern(nn.Module):
         return self.stream(idx, cache)[0]
 
     def stream(self, idx: Tensor, cache: KVCache | None = None) -> tuple[Tensor, Tensor]:
-        """`hidden`, and beside it how unequally the experts are used, the mean over layers."""
+        """`hidden`, and beside it the experts' load-balancing loss, the mean over layers."""
         config, parts = self.config, self.config.parts
         start = 0 if cache is None else cache.position
         end = start + idx.size(1)
@@ -253,13 +249,13 @@ class Modern(nn.Module):
         positions = torch.arange(start, end, device=idx.device)
         x = self.embed(idx, positions)
         table = rotary_table(parts, config.head_size, positions) if parts.position == "rotary" else None
-        unequal = x.new_zeros(())
+        balance = x.new_zeros(())
         for block in self.transformer.h:
-            x, more = block(x, table, cache)
-            unequal = unequal + more / config.n_layer
+            x, of_layer = block(x, table, cache)
+            balance = balance + of_layer / config.n_layer
         if cache is not None:
             cache.position = end
-        return self.transformer.ln_f(x), unequal
+        return self.transformer.ln_f(x), balance
 
     def embed(self, idx: Tensor, positions: Tensor) -> Tensor:
         """Tokens (B, T) at `positions` (T,) → what enters the first block (B, T, C)."""
@@ -292,7 +288,7 @@ class Modern(nn.Module):
         self, idx: Tensor, targets: Tensor | None = None, cache: KVCache | None = None
     ) -> tuple[Tensor | None, Tensor | None]:
         """As `GPT.forward`. The loss is the cross-entropy alone; its gradient is also that of the experts' balance."""
-        x, unequal = self.stream(idx, cache)
+        x, balance = self.stream(idx, cache)
         if targets is None:
             return self.logits(x), None
         parts = self.config.parts
@@ -304,7 +300,7 @@ class Modern(nn.Module):
         else:
             loss = linear_cross_entropy(x, weight, *wanted)
         if parts.experts:  # a term that is zero, but whose gradient is not
-            loss = loss + parts.balance * (unequal - unequal.detach())
+            loss = loss + parts.balance * (balance - balance.detach())
         return None, loss
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -315,50 +311,3 @@ class Modern(nn.Module):
         tables = ("transformer.wte.weight", "lm_head.weight")
         state = {name: p[:rows] if name in tables else p for name, p in self.state_dict().items()}
         write_tensors(folder, {"model_type": MODEL_TYPE, **dataclasses.asdict(self.config)}, state)
-
-
-def build(config: GPTConfig) -> GPT | Modern:
-    """The model of a configuration, with random weights."""
-    return Modern(config) if isinstance(config, ModernConfig) else GPT(config)
-
-
-def make_config(model: Model, parts: Parts) -> GPTConfig:
-    """The configuration of a run: GPT-2's own where every part is GPT-2's. ValueError where it can't be built."""
-    sizes = {k: v for k, v in dataclasses.asdict(model).items() if k != "init" and v is not None}
-    if parts == Parts():
-        return GPTConfig.from_descriptor(model.init, **sizes)
-    return ModernConfig.from_descriptor(model.init, parts=parts, **sizes)  # type: ignore[arg-type]
-
-
-def read_config(values: dict[str, Any]) -> GPTConfig:
-    """The configuration whose fields were written as JSON. Raises TypeError or ValueError where it is none."""
-    if "parts" not in values:
-        return GPTConfig(**values)
-    parts: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["parts"].items()}
-    return ModernConfig(**{**values, "parts": Parts(**parts)})
-
-
-def from_pretrained(name: str) -> GPT | Modern:
-    """A model from a folder (ours, or in the Hugging Face layout), a .bin of llm.c, or the hub by name.
-
-    Raises FileNotFoundError where there is none, ValueError where it holds another architecture.
-    """
-    if name.endswith(".bin"):
-        from gpt2.llmc import read_llmc
-
-        return read_llmc(Path(name))
-    config_file = Path(name, "config.json")
-    values = json.loads(config_file.read_text()) if config_file.exists() else {}
-    if values.pop("model_type", None) != MODEL_TYPE:
-        return GPT.from_pretrained(name)
-    from gpt2.published import read_tensors
-
-    config = read_config(values)
-    with torch.device("meta"):
-        model = build(config)
-    tensors = read_tensors(Path(name))
-    for table in ("transformer.wte.weight", "lm_head.weight"):
-        if table in tensors:
-            tensors[table] = F.pad(tensors[table], (0, 0, 0, config.padded_vocab_size - tensors[table].size(0)))
-    model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
-    return model.requires_grad_(True)

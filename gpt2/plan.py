@@ -2,7 +2,7 @@
 
 Holds:    `Plan`, `make_plan`, `report`, behind `python -m gpt2.flops gpt2-124m --gpus 8 --hardware a100`.
 Built in: notebook 07.
-Imports:  tyro, gpt2.distributed, gpt2.errors, gpt2.flops, gpt2.hardware, gpt2.memory, gpt2.model, gpt2.modern,
+Imports:  tyro, gpt2.build, gpt2.distributed, gpt2.errors, gpt2.flops, gpt2.hardware, gpt2.memory, gpt2.model,
           gpt2.presets, gpt2.run.
 """
 
@@ -13,13 +13,13 @@ from typing import Annotated, Literal
 
 import tyro
 
+from gpt2.build import make_config
 from gpt2.distributed import SPARE_MEMORY
 from gpt2.errors import UserError
 from gpt2.flops import flops_per_token, parameters, published_parameters, recompute_flops_per_token
 from gpt2.hardware import HARDWARE, Hardware
 from gpt2.memory import RECOMPUTE, Setup, bytes_sent, largest_micro_batch, memory
 from gpt2.model import GPTConfig
-from gpt2.modern import make_config
 from gpt2.presets import PRESETS
 from gpt2.run import Run, complete
 

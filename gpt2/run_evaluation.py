@@ -2,8 +2,8 @@
 
 Holds:    `Evaluation`, `samples`, `is_due`.
 Built in: notebook 12.
-Imports:  torch, tiktoken, gpt2.distributed, gpt2.evaluate, gpt2.generate, gpt2.hellaswag, gpt2.loader, gpt2.logs,
-          gpt2.model, gpt2.modern, gpt2.run, gpt2.tokenizer.
+Imports:  torch, tiktoken, gpt2.distributed, gpt2.evaluate, gpt2.fit, gpt2.generate, gpt2.hellaswag, gpt2.loader,
+          gpt2.logs, gpt2.model, gpt2.modern, gpt2.run, gpt2.tokenizer.
 """
 
 import functools
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gpt2.distributed import Processes, accumulating, autocast, whole_model
 from gpt2.evaluate import measure, validate
+from gpt2.fit import Execution
 from gpt2.generate import generate
 from gpt2.hellaswag import Item, prepare, score_items
 from gpt2.loader import Sequences
@@ -41,9 +42,7 @@ class Evaluation:
     val: Sequences
     items: list[Item]
     encoding: tiktoken.Encoding
-    micro_batch: int
-    precision: str
-    compiled: bool
+    execution: Execution
     processes: Processes
 
     def __post_init__(self) -> None:
@@ -61,12 +60,12 @@ class Evaluation:
             return
         whole = whole_model(self.raw, self.make)
         if validation:
-            measuring = (self.val, wanted.tokens, self.micro_batch, self.processes, self.sizes)
+            measuring = (self.val, wanted.tokens, self.execution.micro_batch, self.processes, self.sizes)
             log.validation(step, *validate(functools.partial(self.loss, whole), *measuring))
             if wanted.accuracy or wanted.last_n:
-                log.measured(step, measure(whole, *measuring, self.precision, wanted.last_n))
+                log.measured(step, measure(whole, *measuring, self.execution.precision, wanted.last_n))
         if hellaswag:
-            result = score_items(whole, self.batches, self.processes, self.precision)
+            result = score_items(whole, self.batches, self.processes, self.execution.precision)
             log.hellaswag(step, result.correct_norm, result.total)
         if sampling and self.processes.is_first:
             log.samples(step, samples(whole, self.run, self.encoding))
@@ -74,10 +73,10 @@ class Evaluation:
     def loss(self, whole: GPT | Modern, x: Tensor, y: Tensor) -> Tensor:
         """Mean loss of one micro-batch."""
         if whole is not self.raw:
-            with torch.no_grad(), autocast(self.processes.device, self.precision):
+            with torch.no_grad(), autocast(self.processes.device, self.execution.precision):
                 return whole(x, y)[1]
-        gradients = torch.set_grad_enabled(self.compiled)  # as in training: another setting is another graph
-        with gradients, autocast(self.processes.device, self.precision), accumulating(self.model, last=False):
+        gradients = torch.set_grad_enabled(self.execution.compiled)  # as in training: another setting is another graph
+        with gradients, autocast(self.processes.device, self.execution.precision), accumulating(self.model, last=False):
             return self.model(x, y)[1].detach()
 
 

@@ -2,8 +2,8 @@
 
 Holds:    `smoke_test`, behind `python -m gpt2.model [PRESET]`.
 Built in: notebook 03.
-Imports:  torch, tyro, gpt2.distributed, gpt2.errors, gpt2.fit, gpt2.flops, gpt2.model, gpt2.modern, gpt2.presets,
-          gpt2.run.
+Imports:  torch, tyro, gpt2.build, gpt2.distributed, gpt2.errors, gpt2.fit, gpt2.flops, gpt2.model, gpt2.modern,
+          gpt2.presets, gpt2.run.
 """
 
 import math
@@ -16,12 +16,13 @@ import torch
 import tyro
 from torch import Tensor, nn
 
+from gpt2.build import build, make_config
 from gpt2.distributed import choose_device, wait
 from gpt2.errors import UserError, run_command
 from gpt2.fit import GIB, free_device_memory
 from gpt2.flops import parameters, published_parameters, with_parts
 from gpt2.model import GPT, GPTConfig
-from gpt2.modern import Modern, build, make_config
+from gpt2.modern import Modern
 from gpt2.presets import PRESETS
 from gpt2.run import Run
 

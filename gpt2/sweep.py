@@ -2,7 +2,7 @@
 
 Holds:    `Row`, `sweep`, behind `python -m gpt2.flops --sweep languini-small`.
 Built in: notebook 07.
-Imports:  torch, tyro, gpt2.distributed, gpt2.errors, gpt2.fit, gpt2.flops, gpt2.memory, gpt2.model, gpt2.modern,
+Imports:  torch, tyro, gpt2.build, gpt2.distributed, gpt2.errors, gpt2.fit, gpt2.flops, gpt2.memory, gpt2.modern,
           gpt2.optim, gpt2.presets, gpt2.run, gpt2.telemetry.
 
 As Languini's throughput sweep (Stanić et al., arXiv 2309.11197, section 4): double the micro-batch until memory ends,
@@ -24,13 +24,14 @@ import torch
 import tyro
 from torch import nn
 
+from gpt2.build import build, make_config
 from gpt2.distributed import Processes, autocast, joined, recompute, wait, wrap
 from gpt2.errors import UserError
 from gpt2.fit import check_fits, free_device_memory, setup_of
 from gpt2.flops import flops_per_token
 from gpt2.memory import Setup, memory
 from gpt2.model import GPTConfig
-from gpt2.modern import Modern, build, make_config
+from gpt2.modern import Modern
 from gpt2.optim import make_optimizer
 from gpt2.presets import PRESETS
 from gpt2.run import Run, complete

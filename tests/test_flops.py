@@ -16,12 +16,13 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from gpt2 import fit, flops, presets
+from gpt2.build import build, make_config
 from gpt2.distributed import Processes, accumulating, autocast, recompute, start, stop, wrap
 from gpt2.errors import UserError
 from gpt2.hardware import HARDWARE
 from gpt2.memory import RECOMPUTE, Setup, activation_bytes, bytes_sent, is_fused, memory
 from gpt2.model import GPT, GPTConfig
-from gpt2.modern import ModernConfig, build, make_config
+from gpt2.modern import ModernConfig
 from gpt2.optim import make_optimizer
 from gpt2.parts import Parts
 from gpt2.plan import Options, make_plan, report

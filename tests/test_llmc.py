@@ -9,9 +9,10 @@ import torch
 from conftest import run_python
 from torch.nn import functional as F
 
+from gpt2.build import build
 from gpt2.llmc import read_llmc, write_llmc
 from gpt2.model import GPT, GPTConfig
-from gpt2.modern import ModernConfig, build
+from gpt2.modern import ModernConfig
 from gpt2.parts import Parts
 
 CONFIG = GPTConfig(block_size=24, vocab_size=301, n_layer=3, n_head=2, n_embd=16)

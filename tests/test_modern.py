@@ -7,10 +7,11 @@ import torch
 from torch.testing import assert_close
 
 from gpt2.attention import attend, flex_attend
+from gpt2.build import build, from_pretrained, make_config, read_config
 from gpt2.evaluate import evaluating
 from gpt2.experts import _grouped_linear, arrange, grouped_linear
 from gpt2.model import GPT, GPTConfig
-from gpt2.modern import Modern, ModernConfig, build, from_pretrained, make_config, read_config
+from gpt2.modern import Modern, ModernConfig
 from gpt2.parts import Parts
 from gpt2.presets import GPT_OSS, MAGNITUDE, SPEEDRUN
 from gpt2.run import Model

@@ -7,8 +7,8 @@ import torch
 from conftest import run_python
 from torch import nn
 
+from gpt2.build import build, make_config
 from gpt2.model import GPT, GPTConfig
-from gpt2.modern import build, make_config
 from gpt2.muon import divide, orthogonalise
 from gpt2.optim import make_optimizer
 from gpt2.parts import Parts
@@ -138,7 +138,7 @@ def test_a_step_that_overflowed_leaves_weights_and_state_alone():
 DIVIDED = """
 import torch
 from gpt2.distributed import Processes, start, stop, wrap
-from gpt2.modern import build, make_config
+from gpt2.build import build, make_config
 from gpt2.optim import make_optimizer
 from gpt2.parts import Parts
 from gpt2.run import Model, Optim

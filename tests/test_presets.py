@@ -9,9 +9,9 @@ import torch
 from conftest import run_python
 
 from gpt2 import flops
+from gpt2.build import build, make_config
 from gpt2.errors import UserError
 from gpt2.model import GPTConfig
-from gpt2.modern import build, make_config
 from gpt2.plan import Options, make_plan
 from gpt2.presets import PRESETS
 from gpt2.run import Languini, complete

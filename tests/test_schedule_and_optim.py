@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from gpt2.build import build, make_config
 from gpt2.errors import UserError
 from gpt2.model import GPT, GPTConfig
-from gpt2.modern import build, make_config
 from gpt2.optim import make_optimizer, parameter_groups, role_of
 from gpt2.presets import PRESETS
 from gpt2.run import Optim

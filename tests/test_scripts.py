@@ -15,10 +15,10 @@ import tyro
 from conftest import ROOT, train_words
 
 import fineweb
+from gpt2.build import make_config
 from gpt2.flops import flops_per_token, published_parameters
 from gpt2.hardware import HARDWARE
 from gpt2.logs import read_log
-from gpt2.modern import make_config
 from gpt2.presets import PRESETS
 from gpt2.run import Run, complete
 

@@ -11,12 +11,12 @@ from conftest import run_python
 
 import gpt2.optim
 import gpt2.sweep
+from gpt2.build import make_config
 from gpt2.distributed import Processes
 from gpt2.errors import UserError
 from gpt2.fit import setup_of
 from gpt2.flops import flops_per_token
 from gpt2.memory import memory
-from gpt2.modern import make_config
 from gpt2.presets import PRESETS
 from gpt2.run import Run
 from gpt2.sweep import Row, sweep, write_rows

@@ -12,7 +12,7 @@ from conftest import ROOT, make_shards, run_python, train
 from safetensors.torch import load_file
 from transformers import GPT2LMHeadModel
 
-import train_gpt2
+import gpt2.fit
 from gpt2.distributed import Processes
 from gpt2.logs import read_log
 from gpt2.presets import PRESETS
@@ -302,8 +302,8 @@ def test_a_micro_batch_that_fails_leaves_no_gradient_behind(monkeypatch):
         assert any(p.grad is not None for p in model.parameters())
         raise torch.OutOfMemoryError("as CUDA says it")
 
-    monkeypatch.setattr(train_gpt2, "choose_micro_batch", attempt_all)
-    assert train_gpt2.find_micro_batch(run, model, model.config, "fp32", False, one) == 16
+    monkeypatch.setattr(gpt2.fit, "choose_micro_batch", attempt_all)
+    assert gpt2.fit.find_micro_batch(run, model, model.config, "fp32", False, one) == 16
 
 
 GPU_RUNS = {
