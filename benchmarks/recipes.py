@@ -8,7 +8,8 @@ All have 4 layers, 128 wide, T 128, 2,048 tokens a step and the 2,048 tokens of 
 is the recipe (llm.c's is the lecture's, so `demo` stands for both). At equal tokens every one has the same steps. At
 equal time every one has the steps that take it as long as the fastest took for those, with its schedule shortened to
 fit; training time is the median step's, times the steps, so that compiling does not count. Runs that are complete are
-not made again, so an interrupted comparison goes on. Writes recipes.png, and prints the table.
+not made again: an interrupted comparison goes on, and the fastest recipe's runs stand in both columns. Writes
+recipes.png, and prints the table.
 """
 
 import os
@@ -72,7 +73,7 @@ def main() -> None:
     budget = min(seconds.values())
     steps = {name: max(1, round(steps[name] * budget / seconds[name])) for name in options.recipes}
     equal_time = run_all(options, "time", steps)
-    print_table(options, equal_tokens, equal_time, budget)
+    print_table(options, equal_tokens, equal_time)
     draw(options.folder / "recipes.png", {"equal tokens": equal_tokens, "equal time": equal_time})
 
 
@@ -81,7 +82,7 @@ def run_all(options: Options, what: str, steps: dict[str, int]) -> dict[str, lis
     outcomes: dict[str, list[Outcome]] = {name: [] for name in options.recipes}
     for seed in range(options.seeds):
         for name in options.recipes:
-            outcome = train(options, f"{what}-{name}-{seed}-{steps[name]}", name, seed, steps[name])
+            outcome = train(options, f"{name}-{seed}-{steps[name]}", name, seed, steps[name])
             outcomes[name].append(outcome)
             speed = steps[name] * PRESETS[name][1].data.batch_tokens / outcome.seconds
             print(
@@ -116,18 +117,16 @@ def compressed(shards: Path) -> dict[str, float]:
     )
 
 
-def print_table(
-    options: Options, equal_tokens: dict[str, list[Outcome]], equal_time: dict[str, list[Outcome]], budget: float
-) -> None:
-    """Mean and standard deviation over the seeds."""
+def print_table(options: Options, equal_tokens: dict[str, list[Outcome]], equal_time: dict[str, list[Outcome]]) -> None:
+    """Mean and standard deviation over the seeds; `seconds` are those that the steps then really took."""
     print(f"\n{processor_name()}, {available_cores()} cores; {options.seeds} seeds, mean ± standard deviation")
-    print(
-        f"\n| recipe | tokens/s | bits/byte, equal tokens | bits/byte, equal time ({budget:.0f} s) |\n|---|---|---|---|"
-    )
+    print("\n| recipe | tokens/s | bits/byte, equal tokens | bits/byte, equal time | steps in that time | seconds |")
+    print("|---|---|---|---|---|---|")
     for name in options.recipes:
         first, second = equal_tokens[name], equal_time[name]
         speed = statistics.median(len(one.log.dt) * one.log.batch_tokens / one.seconds for one in first)
-        print(f"| `{name}` | {speed:,.0f} | {spread(first)} | {spread(second)} |")
+        steps, seconds = len(second[0].log.dt), statistics.median(one.seconds for one in second)
+        print(f"| `{name}` | {speed:,.0f} | {spread(first)} | {spread(second)} | {steps:,} | {seconds:.0f} |")
     print(f"\nOn the same text: {', '.join(f'{name} {bits:.3f}' for name, bits in compressed(options.shards).items())}")
 
 
@@ -138,18 +137,24 @@ def spread(outcomes: list[Outcome]) -> str:
 
 
 def draw(path: Path, panels: dict[str, dict[str, list[Outcome]]]) -> None:
-    """Bits a byte against training time, a band from the worst to the best seed."""
+    """Bits a byte against tokens and time, a band from the worst to the best seed.
+
+    Time is steps times the median step of the runs at equal tokens, which were made in turn: by that the steps at
+    equal time were chosen.
+    """
     style()
     figure, axes = plt.subplots(1, len(panels), figsize=(11, 4.5), sharey=True, layout="constrained")
+    first = panels["equal tokens"]
+    pace = {name: statistics.median(one.seconds / len(one.log.dt) for one in runs) for name, runs in first.items()}
     for axis, (title, recipes) in zip(axes, panels.items(), strict=True):
         for (name, runs), colour in zip(recipes.items(), COLOURS, strict=False):
             curves = np.array([one.log.bits_per_byte[1:] for one in runs])  # before the first step all are alike
             at = runs[0].log.val_step[1:]
-            seconds = at / at[-1] * statistics.median(one.seconds for one in runs)
-            x = seconds if title == "equal time" else at * runs[0].log.batch_tokens / 1e6
+            x = at * pace[name] if title == "equal time" else at * runs[0].log.batch_tokens / 1e6
             axis.plot(x, curves.mean(0), ".-", color=colour, label=name)
             axis.fill_between(x, curves.min(0), curves.max(0), color=colour, alpha=0.2, linewidth=0)
-        axis.set(title=title, xlabel="training time (s)" if title == "equal time" else "tokens (million)")
+        timed = title == "equal time"
+        axis.set(title=title, xlabel="training time at the pace of the left (s)" if timed else "tokens (million)")
     axes[0].set_ylabel("validation, bits per byte")
     axes[0].legend()
     figure.savefig(path)

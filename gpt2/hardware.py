@@ -1,7 +1,7 @@
 """What known GPUs can do at best, as data: the peaks against which MFU is named and a run is planned.
 
 Holds:    `Hardware`, `HARDWARE`, `find_hardware`.
-Built in: notebook 07.
+Built in: notebook 18.
 Imports:  the standard library.
 """
 

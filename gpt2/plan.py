@@ -1,7 +1,7 @@
 """The plan of a run: its cost in memory, hours and money, before machines are rented for it.
 
 Holds:    `Plan`, `make_plan`, `report`, behind `python -m gpt2.flops gpt2-124m --gpus 8 --hardware a100`.
-Built in: notebook 07.
+Built in: notebook 18.
 Imports:  tyro, gpt2.build, gpt2.distributed, gpt2.errors, gpt2.flops, gpt2.hardware, gpt2.memory, gpt2.model,
           gpt2.presets, gpt2.run.
 """

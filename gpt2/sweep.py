@@ -1,7 +1,7 @@
 """How fast a model trains on this machine, by micro-batch: the throughput that decides a Languini run's steps.
 
 Holds:    `Row`, `sweep`, behind `python -m gpt2.flops --sweep languini-small`.
-Built in: notebook 07.
+Built in: notebook 18.
 Imports:  torch, tyro, gpt2.build, gpt2.distributed, gpt2.errors, gpt2.fit, gpt2.flops, gpt2.memory, gpt2.modern,
           gpt2.optim, gpt2.presets, gpt2.run, gpt2.telemetry.
 

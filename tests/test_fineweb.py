@@ -269,8 +269,11 @@ def test_val_is_no_longer_than_a_shard_by_default(tmp_path: Path) -> None:
 
 
 def test_val_and_train_share_no_document(source: Path, tmp_path: Path) -> None:
+    """Val ends where a document ends; what follows is train, and together they are every document once."""
     folder = make(source, tmp_path / "out")
-    assert read(folder, "val")[0] == read(folder, "train")[0] == ENCODING.eot_token
+    val, train = read(folder, "val"), read(folder, "train")
+    assert len(val) and train[0] == ENCODING.eot_token
+    assert np.array_equal(np.concatenate([val, train]), tokens_of(documents()))
 
 
 def test_source_that_is_all_val_is_refused(tmp_path: Path) -> None:
