@@ -1,8 +1,9 @@
-# make demo   set up from nothing, then the main job on this machine without network
-# make test   set up from nothing, then every test
-# make lab    JupyterLab on notebooks/
-# make lint   formatting, lint and types
-# make clean  remove what these made (not data/ or runs/ of your own)
+# make demo       set up from nothing, then the main job on this machine without network
+# make test       set up from nothing, then every test
+# make lab        JupyterLab on notebooks/
+# make notebooks  execute the notebooks in place, in order
+# make lint       formatting, lint and types
+# make clean      remove what these made (not data/ or runs/ of your own)
 #
 # A small build of torch on a Linux machine without a GPU:
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -13,7 +14,7 @@ READY := .venv/ready
 DEMO := runs/demo
 WORDS := data/stdlib-2048
 
-.PHONY: demo test lab lint clean
+.PHONY: demo test lab notebooks lint clean
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml constraints.txt
@@ -33,7 +34,11 @@ test: $(READY)
 	$(BIN)/python -m pytest
 
 lab: $(READY)
-	$(BIN)/jupyter lab --notebook-dir notebooks
+	$(BIN)/jupyter lab --notebook-dir notebooks notebooks/00_start_here.ipynb
+
+notebooks: $(READY)
+	$(BIN)/python notebooks/execute.py
+	$(BIN)/python notebooks/contents.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

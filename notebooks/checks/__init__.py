@@ -1,0 +1,104 @@
+"""What a notebook needs beside `gpt2/`: a beginning, and checkers for "Your turn", one module a notebook.
+
+Holds: `start`, `exercise`, `Wrong`, `expect`, `expect_equal`.
+
+A checker takes the reader's function and raises `Wrong` with a sentence that says what is wrong. `exercise` turns it
+into one that prints: nothing that a reader types can stop the notebook.
+"""
+
+import functools
+import importlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+NEEDED = ("torch", "numpy", "matplotlib", "tiktoken")
+
+
+def start(seed: int = 0) -> None:
+    """Make this notebook repeatable and its figures alike; say in words what is missing on this machine.
+
+    Raises ModuleNotFoundError, with the command that mends it, where a package is missing.
+    """
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ModuleNotFoundError(
+            f"{', '.join(missing)} can't be imported by {sys.executable}; run `make lab` in {ROOT}, or there: "
+            "pip install -e '.[offline]'"
+        )
+    if importlib.util.find_spec("gpt2") is None:
+        print(f"gpt2 is not installed; it is imported from {ROOT}")
+        sys.path.insert(0, str(ROOT))
+    import numpy as np
+    import torch
+
+    from gpt2.plot import style
+
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    style()
+
+
+def __getattr__(name: str) -> Any:
+    """The checkers of one notebook, imported when they are first named: `checks.attention`."""
+    if not (Path(__file__).parent / f"{name}.py").exists():
+        raise AttributeError(f"no checkers called {name}")
+    return importlib.import_module(f"checks.{name}")
+
+
+class Wrong(Exception):
+    """What is wrong with a solution, in a sentence for the person who wrote it."""
+
+
+def exercise(check: Callable[..., None]) -> Callable[..., None]:
+    """Print what `check` finds: right, not tried yet, wrong and why, or where it stopped."""
+
+    @functools.wraps(check)
+    def tell(solution: Any, *others: Any) -> None:
+        try:
+            check(solution, *others)
+        except NotImplementedError:
+            print("Your turn: replace `raise NotImplementedError`. The solution is folded below.")
+        except Wrong as wrong:
+            print(f"Not yet: {wrong}")
+        except Exception as error:
+            line = traceback.extract_tb(error.__traceback__)[-1]
+            print(f"Not yet: it stopped with {type(error).__name__}: {error} (at `{line.line}`)")
+        else:
+            print("Right.")
+
+    return tell
+
+
+def expect(condition: Any, sentence: str) -> None:
+    """Raise `Wrong(sentence)` unless `condition`."""
+    if not bool(condition):
+        raise Wrong(sentence)
+
+
+def expect_equal(found: Any, wanted: Any, what: str, tolerance: float = 1e-5) -> None:
+    """Raise `Wrong` unless `found` is `wanted`: its kind, its shape, then its values; numbers to `tolerance`."""
+    import numpy as np
+    import torch
+
+    if found is None:
+        raise Wrong(f"{what} is None; is there a `return`?")
+    if isinstance(wanted, torch.Tensor):
+        expect(isinstance(found, torch.Tensor), f"{what} should be a tensor, and is a {type(found).__name__}")
+        expect(
+            found.shape == wanted.shape,
+            f"{what} has the shape {tuple(found.shape)}; it should be {tuple(wanted.shape)}",
+        )
+        found, wanted = found.detach().double().numpy(), wanted.detach().double().numpy()
+    if isinstance(wanted, float | int | np.ndarray):
+        if np.allclose(found, wanted, atol=tolerance, rtol=tolerance, equal_nan=True):
+            return
+        if np.ndim(wanted):
+            place = tuple(int(i) for i in np.argwhere(~np.isclose(found, wanted, atol=tolerance, rtol=tolerance))[0])
+            raise Wrong(f"{what} at {list(place)} is {found[place]:.6g}; it should be {wanted[place]:.6g}")
+        raise Wrong(f"{what} is {found:.6g}; it should be {wanted:.6g}")
+    expect(found == wanted, f"{what} is {found!r}; it should be {wanted!r}")

@@ -1,0 +1,77 @@
+"""What is in the notebooks, read from the notebooks: the map of the suite.
+
+    python notebooks/contents.py            writes the table of notebooks/README.md
+
+Holds: `Lesson`, `lessons`, `public_names`, `table`.
+"""
+
+import ast
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from execute import FOLDER, code, find, read
+
+PACKAGE = FOLDER.parent / "gpt2"
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A notebook: its file, number and title, the sentence that it begins with, and all its code and text."""
+
+    path: Path
+    title: str
+    promise: str
+    code: str
+    text: str
+
+    @property
+    def modules(self) -> list[str]:
+        """The modules of `gpt2/` that it imports, in order."""
+        return sorted(set(re.findall(r"^(?:from|import) gpt2\.(\w+)", self.code, re.MULTILINE)))
+
+    def mentions(self, name: str) -> bool:
+        """Whether a name stands in its code, or in backticks in its text."""
+        word = re.compile(rf"\b{name}\b")
+        return bool(word.search(self.code)) or any(word.search(quoted) for quoted in re.findall("`[^`]+`", self.text))
+
+
+def lessons() -> list[Lesson]:
+    """All notebooks, in order."""
+    found = []
+    for path in find():
+        notebook = read(path)
+        heading, promise, *_ = notebook.cells[0].source.split("\n\n")
+        text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+        source = "\n".join(cell.source for cell in code(notebook))
+        found.append(Lesson(path, heading.lstrip("# ").strip(), promise.split(". ")[0].rstrip(".") + ".", source, text))
+    return found
+
+
+def public_names() -> dict[str, list[str]]:
+    """Module of `gpt2/` → its public functions and classes, for those that notebooks 00 to 12 build."""
+    names = {}
+    for path in sorted(PACKAGE.glob("[a-z]*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        built_in = re.search(r"^Built in: (.*)$", ast.get_docstring(tree) or "", re.MULTILINE)
+        numbers = [int(number) for number in re.findall(r"\d+", built_in[1] if built_in else "")]
+        if any(number <= 12 for number in numbers):
+            kinds = (ast.FunctionDef, ast.ClassDef)
+            found = [node.name for node in tree.body if isinstance(node, kinds) and not node.name.startswith("_")]
+            names[path.stem] = [name for name in found if name not in ("main", "Options")]
+    return names
+
+
+def table() -> str:
+    """The suite as a Markdown table."""
+    rows = ["| notebook | what it does | modules of `gpt2/` |", "|---|---|---|"]
+    for lesson in lessons():
+        modules = ", ".join(f"`{module}`" for module in lesson.modules)
+        rows.append(f"| [{lesson.title}]({lesson.path.name}) | {lesson.promise} | {modules} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    index = FOLDER / "README.md"
+    before = index.read_text(encoding="utf-8").split("| notebook |")[0]
+    index.write_text(before + table() + "\n", encoding="utf-8")

@@ -1,0 +1,339 @@
+"""The checkers of "Your turn": a right solution is right, a stub waits, and every typical mistake is told in words."""
+
+import math
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from torch import nn
+from torch.nn import functional as F
+
+sys.path.insert(0, str(ROOT / "notebooks"))
+
+import itertools
+
+import checks
+from execute import find, read
+
+# exercise → typical mistakes: what to replace in the solution, by what, and words of the answer
+MISTAKES = {
+    "start_here.hours": [
+        (" / 3600", "", "these are seconds"),
+        ("/ 3600", "/ 60", "these are minutes"),
+        ("tokens / tokens_per_second", "tokens_per_second / tokens", "divide tokens by speed"),
+    ],
+    "start_here.running_mean": [
+        (".mean()", ".sum() / window", "divide by the number of values there are"),
+        ("max(0, i - half) : i + half + 1", "max(0, i - window + 1) : i + 1", "the window ends at i"),
+        ("range(len(values))", "range(half, len(values) - half)", "a mean for each"),
+    ],
+    "tokens.longest_match": [
+        ("end = len(data)", "end = start + 1", "the shortest tokens"),
+        ("tokens.append(data[start:end])", "tokens.append(ranks[data[start:end]])", "not their ranks"),
+        ("while start < len(data):", "while start < len(data) - 1:", "nothing may be lost"),
+        ("end = len(data)", "end = min(start + 2, len(data))", "is longer"),
+    ],
+    "tokens.split_digits": [
+        ("|\\p{N}|", "| ?\\p{N}|", "the space should be a piece of its own"),
+        ("|\\p{N}|", "|\\p{N}+|", "each should be alone"),
+        ("|\\p{N}|", "|", "got lost"),
+        ("|\\p{N}|", "|[0-9]|", "got lost"),
+    ],
+    "tokens.whole_characters": [
+        ("data[:cut].decode(), data[cut:]", 'data.decode("utf-8", "replace"), b""', "which should wait"),
+        ("data[:cut].decode(), data[cut:]", 'data.decode("utf-8", "ignore"), b""', "bytes are lost"),
+        ("data[cut:]", 'data[cut:].decode("utf-8", "replace")', "still undecoded"),
+        ("range(4)", "range(3, -1, -1)", "more could be shown"),
+    ],
+    "tokens.bits_per_byte": [
+        (" / math.log(2)", "", "these are nats per byte"),
+        ("/ math.log(2)", "* math.log(2)", "divide by ln 2"),
+        ("loss * tokens", "loss * size", "bits per token"),
+        ("loss * tokens", "loss", "the mean of one token"),
+    ],
+    "attention.windowed_weights": [
+        ("distance < window", "distance <= window", "they should see 1, 2, 3, 3, 3, 3"),
+        ("(distance >= 0) & ", "", "looks ahead"),
+        ('scores.masked_fill(~allowed, float("-inf")).softmax(-1)', "scores.softmax(-1) * allowed", "add up to 1"),
+    ],
+    "attention.merge_heads": [
+        (".transpose(1, 2)", "", "other positions'"),
+        ("(B, T, H * D)", "(B, H, T * D)", "should be (2, 5, 12)"),
+    ],
+    "attention.attention_flops": [
+        ("2 * T * C * 3 * C + 2 * T * C * C", "T * C * 3 * C + T * C * C", "it should be"),
+        ("2 * T * T * C + 2 * T * T * C", "2 * T * T * C", "two products"),
+        (" + 2 * T * C * C", "", "the last map"),
+    ],
+    "gpt2_model.post_norm_block": [
+        ("ln_1(x + attention(x))", "x + ln_1(attention(x))\n    return x + ln_2(mlp(x))", "it should be of the sum"),
+        ("ln_1(x + attention(x))", "x + attention(ln_1(x))\n    return x + mlp(ln_2(x))", "GPT-2's own order"),
+        ("ln_1(x + attention(x))", "ln_1(attention(x))\n    return ln_2(mlp(x))", "nothing is added"),
+        ("ln_2(x", "ln_1(x", "a norm of its own"),
+    ],
+    "gpt2_model.sizes_of": [
+        ("max(layers) + 1", "max(layers)", "the first one is number 0"),
+        ('int(name.split(".")[2])', 'name.split(".")[2]', "stopped with TypeError"),
+        ("max(layers) + 1", "int(max(map(str, layers))) + 1", "as text, '9' comes after '11'"),
+        ('wpe.weight"].shape[0]', 'wpe.weight"].shape[1]', "you took the columns"),
+        ("n_embd=n_embd", "n_embd=n_embd, n_head=12", "can't be known from the shapes"),
+    ],
+    "gpt2_model.to_published": [
+        ('"c_fc.weight", "c_proj.weight"', '"c_fc.weight"', "it is square"),
+        ("t.t() if name.endswith(matrices) else t", "t.t() if t.dim() == 2 else t", "no linear layer"),
+        ("[:vocab_size]", "", "are padding"),
+        ('"c_attn.weight", ', "", "c_attn.weight is not transposed"),
+    ],
+    "sampling.min_p": [
+        ("ratio * p.max(-1, keepdim=True).values", "ratio", "`ratio` itself was the limit"),
+        ("p.max(-1, keepdim=True).values", "p.max()", "the limit of row 0"),
+        ('float("-inf")', "0.0", "fill logits with -inf"),
+        ('logits.masked_fill(p < limit, float("-inf")).softmax(-1)', "p.masked_fill(p < limit, 0)", "adds up to 0.9"),
+        (".softmax(-1)\n", "\n", "did you return logits"),
+    ],
+    "sampling.take_back": [
+        ("-= tokens", "= tokens", "the cache counts 3"),
+        (
+            "cache.position -= tokens",
+            "for t in (*cache.k, *cache.v):\n        t[:, :, cache.position - tokens :] = 0",
+            "rows that hold zeros",
+        ),
+        ("-= tokens", "= 0", "the cache counts 0"),
+        ("-= tokens", "-= tokens\n    for t in cache.k:\n        t.zero_()", "were changed"),
+    ],
+    "sampling.until": [
+        ("in tokens:", "in list(tokens):", "asked for 6 tokens before the first"),
+        (
+            "        if token.item() == end:\n            return\n        yield token.item()",
+            "        yield token.item()\n        if token.item() == end:\n            return",
+            "the end itself (256) was passed on",
+        ),
+        ("return", "continue", "goes on after the end"),
+        ("yield token.item()", "yield token", "is a Tensor"),
+    ],
+    "loss.inputs_and_targets": [
+        ("line[1 : N * T + 1]", "line[: N * T]", "nothing has to be predicted"),
+        ("line[1 : N * T + 1].view(N, T)", "inputs.roll(-1, dims=1)", "the row's own first token"),
+        ("line[1 : N * T + 1]", "line[2 : N * T + 2]", "lies 2 places ahead"),
+        ("(len(line) - 1) // T", "len(line) // T", "T inputs need T + 1 tokens"),
+    ],
+    "loss.logit_gradient": [
+        (" / counted.sum()", "", "4 times too large"),
+        ("counted.sum()", "len(targets)", "divided by all 6 positions"),
+        ("gradient[~counted] = 0", "pass", "rows whose target is -100"),
+        ("return gradient", "return -gradient", "the sign is wrong"),
+    ],
+    "loss.perplexity": [
+        (".mean().exp()", ".exp().mean()", "mean of the exponentials"),
+        ("losses[counted]", "losses", "leave it out"),
+        (".exp()", "", "this is the mean loss"),
+    ],
+    "loss.final_std": [
+        ("2 * n_layer", "n_layer", "one contribution a layer"),
+        ("math.sqrt(embedding**2 + count * added**2)", "embedding + count * added", "variances do"),
+        ("added / math.sqrt(count)", "added * math.sqrt(count)", "divide by √(2L)"),
+        ("math.sqrt(embedding**2 + count * added**2)", "embedding**2 + count * added**2", "is the variance"),
+    ],
+    "data_loader.tokens_in": [
+        ('"<i4"', '">i4"', "low byte first"),
+        ("1024 + 2 * count", "1024 + count", "how many bytes does a token take"),
+        ("len(raw) != 1024", "len(raw) < 1024", "two bytes too many is accepted"),
+        (" or header[0] != 20240520", "", "starts with 20240521"),
+        ("    return count", "    return 2 * count", "these are bytes"),
+    ],
+    "data_loader.who_reads": [
+        ("divmod(number, batch)", "divmod(number, batch * world)", "over all processes"),
+        (
+            "rank, mine = divmod(inside, batch // world)",
+            "mine, rank = divmod(inside, world)",
+            "12 sequences lie side by side",
+        ),
+        ("divmod(mine, micro_batch)", "divmod(mine, batch // world // micro_batch)", "takes 3 sequences side by side"),
+        (
+            "micro_step, row = divmod(mine, micro_batch)",
+            "micro_step, row = mine // micro_batch, mine",
+            "rows count from 0 to 2",
+        ),
+    ],
+    "data_loader.undo": [
+        ("reversed(keys)", "keys", "has to be undone first"),
+        ("mix(left, key, half), left", "mix(right, key, half), left", "so mix that"),
+        ("right ^ mix(left, key, half), left", "left, right ^ mix(left, key, half)", "change sides"),
+        ("left * 2**half + right", "left * half + right", "how are the halves"),
+    ],
+    "make_it_fast.mfu": [
+        ("6 * parameters + 12 * layers", "2 * parameters + 4 * layers", "forward alone"),
+        (" + 12 * layers * width * block_size", "", "are missing"),
+        ("12 * layers", "6 * layers", "two products"),
+        ("6 * parameters", "2 * parameters", "6 FLOPs a parameter"),
+    ],
+    "make_it_fast.roof": [
+        ("max(flops / peak, bytes_moved / bandwidth)", "flops / peak + bytes_moved / bandwidth", "this is the sum"),
+        ("max(", "min(", "the shorter"),
+    ],
+    "optimisation.left_over": [
+        ("math.prod(1 - lr * weight_decay for lr in rates)", "1 - sum(rates) * weight_decay", "added up"),
+        ("lr * weight_decay for", "weight_decay for", "not weight_decay"),
+        ("return math.prod(", "return 1 - math.prod(", "the part that is gone"),
+    ],
+    "optimisation.wsd": [
+        ("(step + 1) / warmup", "step / warmup", "would change nothing"),
+        ("math.sqrt(r)", "r", "asked for is 1 - sqrt(r)"),
+        ("stable = round(plateau * steps)", "stable = warmup", "it should stay at max_lr"),
+        ("(final_fraction + (1 - final_fraction) * height)", "height", "final_fraction of max_lr"),
+    ],
+    "optimisation.lion": [
+        ("torch.sign(betas[0] * m + (1 - betas[0]) * g)", "betas[0] * m + (1 - betas[0]) * g", "is the sign taken"),
+        (
+            "    u = torch.sign(betas[0] * m + (1 - betas[0]) * g)\n",
+            "    m = betas[1] * m + (1 - betas[1]) * g\n    u = torch.sign(betas[0] * m + (1 - betas[0]) * g)\n    return w - lr * (u + weight_decay * w), m\n",
+            "take it with the old one",
+        ),
+        ("m = betas[1] * m + (1 - betas[1]) * g", "m = betas[0] * m + (1 - betas[0]) * g", "with the first beta"),
+        (" + weight_decay * w)", ")", "changes nothing"),
+        ("lr * (u + weight_decay * w)", "lr * u - weight_decay * w", "not multiplied by the learning rate"),
+    ],
+    "optimisation.backward_unequal": [
+        (" * count / sum(counts)", " / len(micro_batches)", "counts as much as the first"),
+        (" * count / sum(counts)", "", "undivided"),
+        ("(y != -100).sum().item()", "y.numel()", "counts as much as the first"),
+        (" / sum(counts)", "", "sum over all targets"),
+        (" / sum(counts)", " / sum(y.numel() for x, y in micro_batches)", "padding was counted"),
+    ],
+    "many_gpus.ring_bytes": [
+        ("2 * (processes - 1)", "(processes - 1)", "the sums travel around, and then the results"),
+        (" / processes", "", "only a piece of 1/n"),
+        ("* bytes_each", "* 4", "use bytes_each"),
+    ],
+    "many_gpus.mean_loss": [
+        ("sum(sums) / sum(counts)", "sum(s / c for s, c in zip(sums, counts)) / len(sums)", "mean of the ranks' means"),
+        ("sum(counts)", "len(counts)", "not of ranks"),
+    ],
+    "many_gpus.state_bytes": [
+        ("stage >= 1", "stage >= 2", "in stage 1"),
+        ("averages = 8", "averages = 4", "in stage 0"),
+        ("8 / (gpus if stage >= 1 else 1)", "8 / (gpus if stage >= 2 else 1)", "in stage 1"),
+    ],
+    "fineweb.sentence_lines": [
+        (" if line.strip()]", "]", "empty lines are counted"),
+        ("line.strip() for line", "line for line", "Take spaces away"),
+        (", '\"', \"'\")", ")", "closing quote are missed"),
+        (" / max(1, len(lines))", "", "divide by the number of lines"),
+        ("max(1, len(lines))", "len(lines)", "at least 1"),
+    ],
+    "fineweb.similarity_at": [
+        (
+            "(1 / buckets)  # one bucket misses the pair\n    return (1 - missed) ** (1 / hashes)",
+            "(1 / hashes)\n    return (1 - missed) ** (1 / buckets)",
+            "exchanged",
+        ),
+        ("return (1 - missed) ** (1 / hashes)", "return 1 - missed", "take the root"),
+        ("return (1 - missed) ** (1 / hashes)", "return (1 / buckets) ** (1 / hashes)", "rule of thumb"),
+        ("(1 - missed) **", "missed **", "subtract from 1"),
+        ("(1 - chance) **", "chance **", "1 - chance"),
+    ],
+    "fineweb.go_on_from": [
+        ("break", "continue", "Stop at the first that is missing"),
+        (
+            'if record["name"] not in there:\n            break\n        place = record["reached"]',
+            'place = record["reached"]\n        if record["name"] not in there:\n            break',
+            "has to be made again",
+        ),
+        ("place = [0, 0]", 'place = records[0]["reached"]', "should be [0, 0]"),
+        ("for record in records:", "for record in records[:-1]:", "last but one"),
+    ],
+    "evaluation.bits_of": [
+        (" / math.log(2)", "", "nats per byte"),
+        ("sizes[targets].sum()", "len(targets)", "bits per token"),
+        ("losses.sum()", "losses.mean()", "the sum of the losses, not their mean"),
+        ("losses.sum()", "losses[sizes[targets] > 0].sum()", "leaves out the token without bytes"),
+        ("sizes[targets].sum()", "sizes.sum()", "the whole vocabulary"),
+    ],
+    "evaluation.ending_means": [
+        (" & (place < context + lengths[:, None])", "", "filling is scored"),
+        ("torch.arange(1, tokens.size(1))", "torch.arange(tokens.size(1) - 1)", "shifted by one"),
+        (" / lengths", "", "these are sums"),
+        ("place >= context", "place > context", "first token of each ending is missing"),
+        ("logits[:, :-1]", "logits[:, 1:]", "at its own place"),
+    ],
+    "evaluation.items_needed": [
+        (" ** 2", "", "so square it"),
+        ("(one + other)", "one", "both standard errors count"),
+        ("math.ceil", "", "no whole number"),
+        ("math.sqrt(q * (1 - q))", "0", "both standard errors count"),
+    ],
+    "evaluation.errors_apart": [
+        (" / len(baseline)", "", "each variance by its number"),
+        (".sqrt()", "", "divides by a variance"),
+        ("baseline.mean() - changed.mean()", "changed.mean() - baseline.mean()", "wrong sign"),
+        (
+            "baseline.var() / len(baseline) + changed.var() / len(changed)",
+            "baseline.var() + changed.var()",
+            "single runs",
+        ),
+    ],
+    "real_run.removable": [
+        ("reverse=True", "reverse=False", "one of the newest two"),
+        ("if not (keep_every and step % keep_every == 0)", "", "1,000 divides it"),
+        ("sorted(step for step in older", "list(step for step in older", "in order"),
+    ],
+    "real_run.lost_fraction": [
+        ("(interval / 2)", "interval", "half an interval"),
+        ("saving + failing", "saving", "failures lose something too"),
+        ("saving + failing", "failing", "every save takes time too"),
+    ],
+}
+
+
+def exercises() -> dict[str, tuple[str, str]]:
+    """Checker → the stub and the solution, as the notebooks have them."""
+    found = {}
+    for path in find():
+        cells = read(path).cells
+        for cell, following in itertools.pairwise(cells):
+            if "exercise" in cell.metadata.get("tags", []):
+                name = re.search(r"^checks\.(\w+\.\w+)\(", cell.source, re.MULTILINE)[1]
+                solution = re.search(r"<details>.*?```python\n(.*?)```", following.source, re.DOTALL)[1]
+                found[name] = (cell.source, solution)
+    return found
+
+
+EXERCISES = exercises()
+
+
+def told(name: str, source: str, capsys: pytest.CaptureFixture) -> str:
+    """What the reader sees who types `source` in place of the stub."""
+    stub = EXERCISES[name][0]
+    call = re.search(r"^checks\.\w+\.\w+\(.*", stub, re.MULTILINE | re.DOTALL)[0]
+    torch.manual_seed(0)
+    names = {"math": math, "np": np, "torch": torch, "nn": nn, "F": F, "checks": checks}
+    exec(f"{source}\n{call}", names)
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_the_solution_is_right_and_the_stub_waits(name, capsys):
+    stub, solution = EXERCISES[name]
+    assert told(name, solution, capsys) == "Right.\n"
+    assert told(name, stub.split("\nchecks.")[0], capsys).startswith("Your turn")
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_typical_mistakes_are_told_in_words(name, capsys):
+    solution = EXERCISES[name][1]
+    assert len(MISTAKES[name]) >= 2
+    for right, wrong, words in MISTAKES[name]:
+        assert right in solution
+        answer = told(name, solution.replace(right, wrong), capsys)
+        assert answer.startswith("Not yet") and words in answer, answer
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_code_that_returns_nothing_or_stops_is_told_so(name, capsys):
+    function = re.search(r"^def (\w+)", EXERCISES[name][1], re.MULTILINE)[1]
+    assert told(name, f"def {function}(*_, **__): pass", capsys).startswith("Not yet")
+    answer = told(name, f"def {function}(*_, **__): return [][1]", capsys)
+    assert answer.startswith("Not yet: it stopped with IndexError")
