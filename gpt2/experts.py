@@ -19,6 +19,7 @@ from gpt2.model import Linear, gelu, linear
 from gpt2.parts import Parts
 
 SILU_MAGNITUDE = 0.596  # root mean square of silu(x) for x ~ Normal(0, 1) (arXiv 2312.02696, eq. 81)
+ALIGN = 64, 8  # rows of an expert begin at multiples of the first, or of the second where there are few
 CLAMP = 7.0  # gpt-oss: what is multiplied stays in the range of 16-bit products
 
 
@@ -115,7 +116,7 @@ def arrange(chosen: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor]:
     8 for its gradient, and oneDNN compiles a product anew for every size that it has not seen. The rows between are
     left zero; those after the last copy belong to the last expert.
     """
-    block = 64 if len(chosen) >= 64 * experts else 8
+    block = ALIGN[0] if len(chosen) >= 4 * ALIGN[0] * experts else ALIGN[1]
     size = -(-(len(chosen) + experts * (block - 1)) // block) * block  # M: enough, however the tokens fall
     expert = F.one_hot(chosen, experts)  # (N · k, E)
     used = expert.sum(0)

