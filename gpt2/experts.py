@@ -1,6 +1,6 @@
 """The non-linearities of the MLP, and many MLPs of which a router chooses a few for every token.
 
-Holds:    `activate`, `is_gated`, `unit_rows`, `Experts`, `grouped_linear`.
+Holds:    `activate`, `is_gated`, `unit_rows`, `Experts`, `arrange`, `grouped_linear`.
 Built in: notebook 16.
 Imports:  torch, gpt2.model, gpt2.parts.
 

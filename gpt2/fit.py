@@ -1,6 +1,7 @@
 """How a run fits this machine: its precision, compiled or not, its micro-batch; and what would fit where it does not.
 
-Holds:    `Execution`, `choose_execution`, `free_device_memory`, `setup_of`, `check_fits`.
+Holds:    `Execution`, `choose_execution`, `find_micro_batch`, `run_flops`, `free_device_memory`, `setup_of`,
+          `check_fits`.
 Built in: notebook 07.
 Imports:  torch, gpt2.build, gpt2.distributed, gpt2.errors, gpt2.flops, gpt2.loader, gpt2.machine, gpt2.memory,
           gpt2.model, gpt2.modern, gpt2.parts, gpt2.presets, gpt2.run.
