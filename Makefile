@@ -31,7 +31,8 @@ demo: $(READY)
 	$(BIN)/python -m gpt2.evaluate $(DEMO)
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m 'not alone and not gpu' -n 2 --dist worksteal
+	$(BIN)/python -m pytest -m 'alone or gpu'
 
 lab: $(READY)
 	$(BIN)/jupyter lab --notebook-dir notebooks notebooks/00_start_here.ipynb

@@ -246,6 +246,7 @@ class ShardWriter:
         write_shard(path, tokens)
         record = {"name": path.name, "split": split, "tokens": len(tokens), "bytes": self.bytes}
         self.records.append({**record, "sha256": sha256_of(path), "reached": reached})
+        tqdm.write(f"{path.name}: {len(tokens):,} tokens, {self.bytes / 1e6:.1f} MB of text")
         self.write_index(complete=False)
         self.clear()
 
@@ -312,15 +313,13 @@ def make_shards(options: Options, folder: Path) -> None:
     first, _ = writer.kept
     stream = pieces(text.read(first), first)
     started, tokens_done = time.perf_counter(), 0
-    done = sum(record["bytes"] for record in writer.records)
+    earlier = list(writer.records)
+    done = sum(record["bytes"] for record in earlier)
     bar = tqdm(total=text.size, initial=done, unit="B", unit_scale=True, desc=str(folder), disable=None)
     for batch in tokenized(encoding, stream, options.workers or available_cores()):
         for piece, tokens in batch:
-            before = len(writer.records)
             writer.add(piece, tokens)
             tokens_done += len(tokens)
-            for record in writer.records[before:]:
-                tqdm.write(f"{record['name']}: {record['tokens']:,} tokens, {record['bytes'] / 1e6:.1f} MB of text")
             bar.update(int(writer.sizes[tokens].sum()))
         speed = tokens_done / (time.perf_counter() - started)
         bar.set_postfix_str(f"{batch[-1][0].document + 1:,} documents, {speed / 1e6:.2f} M tokens/s", refresh=False)
@@ -330,9 +329,11 @@ def make_shards(options: Options, folder: Path) -> None:
     if not writer.full:
         writer.finish()
     seconds = time.perf_counter() - started
+    tokens = sum(record["tokens"] for record in writer.records)
+    new = tokens - sum(record["tokens"] for record in earlier)
     print(
-        f"{folder}: {sum(r['tokens'] for r in writer.records):,} tokens in {len(writer.records)} shards, "
-        f"{tokens_done:,} of them in {seconds:.1f} s ({tokens_done / seconds / 1e6:.2f} M tokens/s)"
+        f"{folder}: {tokens:,} tokens in {len(writer.records)} shards, "
+        f"{new:,} of them in {seconds:.1f} s ({tokens_done / seconds / 1e6:.2f} M tokens/s)"
     )
 
 

@@ -185,8 +185,8 @@ def _tally(model: GPT | Modern, x: Tensor, targets: Tensor) -> Tensor:
     totals = torch.zeros(3, dtype=torch.float64)
     for logits, wanted in logits_in_chunks(model, x, targets):
         likeliest = logits.topk(min(10, logits.size(-1)), dim=-1).indices == wanted[:, None]
-        nats = F.cross_entropy(logits, wanted, reduction="none").double().sum()
-        totals += torch.stack([nats, likeliest[:, 0].sum(), likeliest.sum()]).double().cpu()
+        nats = F.cross_entropy(logits, wanted, reduction="none").cpu().double()  # MPS has no float64
+        totals += torch.stack([nats.sum(), *torch.stack([likeliest[:, 0].sum(), likeliest.sum()]).cpu()])
     return totals
 
 

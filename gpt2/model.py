@@ -297,7 +297,7 @@ class GPT(nn.Module):
         return None, linear_cross_entropy(x.flatten(0, 1), weight, targets.flatten(), self.config.vocab_size)
 
     @classmethod
-    def from_pretrained(cls, name: str) -> "GPT":
+    def from_pretrained(cls, name: str | Path) -> "GPT":
         """A model from a folder in the Hugging Face layout, or from the hub by name (`gpt2`, `gpt2-xl`, …).
 
         Raises FileNotFoundError where neither can be had, ValueError where the folder holds another architecture.

@@ -1,6 +1,6 @@
 """Which optimiser steps are better not made.
 
-Holds:    `Outliers`.
+Holds:    `Outliers`, `LARGEST_Z`.
 Built in: notebook 08.
 Imports:  the standard library.
 """
@@ -10,6 +10,7 @@ from collections import deque
 from typing import Any
 
 WINDOW = 128  # measurements that a new one is compared with, itself included, as in llm.c
+LARGEST_Z = math.sqrt(WINDOW - 1)  # of one value among WINDOW, when all others are equal
 
 
 class Outliers:

@@ -29,12 +29,15 @@ ARCHITECTURE = {
 ON_THE_HUB = "openai-community/"  # where OpenAI's four models are
 
 
-def read_folder(name: str) -> tuple[dict[str, int], dict[str, Tensor]]:
+def read_folder(name: str | Path) -> tuple[dict[str, int], dict[str, Tensor]]:
     """A folder's (or the hub's) sizes under our names, and its weights in fp32, as Linear layers hold them.
 
     Raises FileNotFoundError where there is none, ValueError where it is no GPT-2 of this architecture.
     """
-    folder = Path(name) if Path(name).is_dir() else _download(name)
+    folder = Path(name) if Path(name).is_dir() else _download(str(name))
+    for file in ("config.json", "model.safetensors"):
+        if not (folder / file).exists():
+            raise FileNotFoundError(f"{folder} has no {file}; give a folder that save_pretrained wrote")
     config = json.loads((folder / "config.json").read_text())
     for key, value in ARCHITECTURE.items():
         if config.get(key, value) != value or key == "model_type" not in config:

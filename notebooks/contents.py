@@ -28,12 +28,15 @@ class Lesson:
     @property
     def modules(self) -> list[str]:
         """The modules of `gpt2/` that it imports, in order."""
-        return sorted(set(re.findall(r"^(?:from|import) gpt2\.(\w+)", self.code, re.MULTILINE)))
+        whole = re.findall(r"^from gpt2 import (.+)$", self.code, re.MULTILINE)  # from gpt2 import evaluate, hellaswag
+        parts = re.findall(r"^(?:from|import) gpt2\.(\w+)", self.code, re.MULTILINE)
+        return sorted({*parts, *(name for names in whole for name in names.split(", "))})
 
     def mentions(self, name: str) -> bool:
         """Whether a name stands in its code, or in backticks in its text."""
         word = re.compile(rf"\b{name}\b")
-        return bool(word.search(self.code)) or any(word.search(quoted) for quoted in re.findall("`[^`]+`", self.text))
+        quoted = re.findall(r"```.*?```|`[^`]+`", self.text, re.DOTALL)
+        return any(word.search(text) for text in (self.code, *quoted))
 
 
 def lessons() -> list[Lesson]:

@@ -337,6 +337,18 @@ def test_restart_continues_after_the_last_whole_shard(source: Path, tmp_path: Pa
     assert {name: (folder / name).stat().st_mtime_ns for name in before} == before
 
 
+def test_the_summary_counts_what_was_written(source: Path, tmp_path: Path, capsys) -> None:
+    earlier: list[dict] = []
+    for limit in (2, 4, None):
+        folder = make(source, tmp_path / "out", shard_tokens=2000, max_shards=limit)
+        shards = json.loads((folder / "index.json").read_text())["shards"]
+        tokens, before = (sum(record["tokens"] for record in records) for records in (shards, earlier))
+        said = capsys.readouterr().out
+        assert f"{tokens:,} tokens in {len(shards)} shards, {tokens - before:,} of them in" in said
+        assert said.count(" MB of text") == len(shards) - len(earlier)
+        earlier = shards
+
+
 def test_max_shards_reached_or_source_finished_leaves_all_as_it_is(source: Path, tmp_path: Path, capsys) -> None:
     for limit in (2, None):
         folder = make(source, tmp_path / "out", max_shards=limit)

@@ -218,7 +218,7 @@ def test_an_interrupted_save_keeps_the_older_weights(tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
 
 
-def test_unknown_names_and_impossible_sizes_are_refused():
+def test_unknown_names_and_impossible_sizes_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"'d13'.*d12.*gpt2-xl"):
         GPTConfig.from_descriptor("d13")
     with pytest.raises(ValueError, match="not divisible by n_head 5"):
@@ -227,3 +227,5 @@ def test_unknown_names_and_impossible_sizes_are_refused():
         GPT(SMALL)(torch.zeros(1, 33, dtype=torch.long))
     with pytest.raises(FileNotFoundError, match="no model folder"):
         GPT.from_pretrained("no/such-model")
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json; give a folder that save_pretrained wrote"):
+        GPT.from_pretrained(tmp_path)

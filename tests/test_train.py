@@ -169,6 +169,7 @@ def test_help_answers_at_once_and_lists_the_presets():
     assert "--optim.lr" in run_python("train_gpt2.py", "gpt2-124m", "--help").stdout
 
 
+@pytest.mark.alone
 def test_the_first_demo_step_is_done_within_eight_seconds(tmp_path):
     """Of the interpreter's start, compilation apart; the whole process, which also saves a model, is timed here."""
     (tmp_path / "data").mkdir()
@@ -224,6 +225,7 @@ def wrong(shards, tmp_path, *flags: str) -> str:
         (("--system.device", "cuda"), "--system.device cuda is not to be had by 1 process"),
         (("--optim.clip", "-1"), "--optim.clip -1.0 is out of range; give 0 or more"),
         (("--schedule.warmup", "-1"), "--schedule.warmup -1 is out of range; give 0 or more"),
+        (("--optim.skip-norm-z", "12"), "--optim.skip-norm-z 12 would never act"),
         (("--schedule.steps", "0"), "--schedule.steps 0 is out of range; give 1 or more"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, tuple) else "",

@@ -1,0 +1,91 @@
+"""Break one line of a module that a notebook teaches: the notebook must fail. Takes minutes; to be run by hand.
+
+    python notebooks/mutations.py            all
+    python notebooks/mutations.py 02 05      those of these notebooks
+
+Works on a copy of the repository. Exit status 1 where a notebook did not notice.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from execute import FOLDER
+
+ROOT = FOLDER.parent
+COPIED = ("notebooks", "gpt2", "scripts", "fineweb.py", "train_gpt2.py", "log.txt", "pyproject.toml")
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A piece of a file, which stands there once, and what is wrong in its place."""
+
+    notebook: str
+    file: str
+    right: str
+    wrong: str
+
+
+MUTATIONS = [
+    Mutation("00", "gpt2/logs.py", 'columns(TRAIN, "loss", "lr"', 'columns(TRAIN, "lr", "loss"'),
+    Mutation("01", "gpt2/tokenizer.py", "if rank < vocab_size - 1}", "if rank < vocab_size - 2}"),
+    Mutation("02", "gpt2/model.py", "mask, causal = None, True", "mask, causal = None, False"),
+    Mutation("03", "gpt2/model.py", "self.mlp(self.ln_2(x))", "self.mlp(x)"),
+    Mutation("04", "gpt2/generate.py", "- ordered >= top_p]", "- ordered > top_p]"),
+    Mutation("04", "gpt2/model.py", "torch.arange(start, end, ", "torch.arange(0, end - start, "),
+    Mutation("05", "gpt2/model.py", "0.02 / math.sqrt(2 *", "0.02 * math.sqrt(2 *"),
+    Mutation("05", "gpt2/model.py", "/ (targets != -100).sum()", "/ targets.numel()"),
+    Mutation("06", "gpt2/loader.py", "self.first = rank * self.mine", "self.first = 0"),
+    Mutation("06", "gpt2/shards.py", "= 20240520, 1, 256", "= 20240521, 1, 256"),
+    Mutation("07", "gpt2/flops.py", "+ 12 * attention_products", "+ 6 * attention_products"),
+    Mutation("08", "gpt2/schedule.py", "(step + 1) / max(1, warmup)", "step / max(1, warmup)"),
+    Mutation("08", "gpt2/outliers.py", "(window[-1] - mean)", "(mean - window[-1])"),
+    Mutation("09", "gpt2/distributed.py", "    if last or not isinstance(", "    if not last or not isinstance("),
+    Mutation("10", "fineweb.py", "(END_OF_TEXT + text for text in texts)", "(text + END_OF_TEXT for text in texts)"),
+    Mutation("11", "gpt2/evaluate.py", "return nats / math.log(2) / text_bytes", "return nats / text_bytes"),
+    Mutation("11", "gpt2/hellaswag.py", "device=device) < lengths[:, None]", "device=device) <= lengths[:, None]"),
+    Mutation("12", "gpt2/loader.py", 'int(state["position"] or 0)', "0"),
+]
+
+
+def noticed(mutation: Mutation, folder: Path) -> str | None:
+    """The last line of the error with which the notebook failed in a broken copy in `folder`; None if it ran."""
+    for name in COPIED:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, folder / name)
+    file = folder / mutation.file
+    text = file.read_text(encoding="utf-8")
+    if text.count(mutation.right) != 1:
+        raise SystemExit(f"{mutation.file} has {mutation.right!r} {text.count(mutation.right)} times, not once")
+    file.write_text(text.replace(mutation.right, mutation.wrong), encoding="utf-8")
+    command = [sys.executable, "notebooks/execute.py", mutation.notebook, "--out", folder]
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    said = re.sub(r"\x1b\[[0-9;]*m", "", done.stderr).strip().splitlines()
+    return next((line[:100] for line in reversed(said) if "Error" in line), said[-1]) if done.returncode else None
+
+
+def main() -> None:
+    """Break the pieces one by one, and say for each what the notebook said."""
+    unnoticed = 0
+    for mutation in MUTATIONS:
+        if sys.argv[1:] and mutation.notebook not in sys.argv[1:]:
+            continue
+        started = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            error = noticed(mutation, Path(folder))
+        unnoticed += error is None
+        seconds = time.perf_counter() - started
+        print(f"{mutation.notebook}  {mutation.file}: {mutation.wrong}  ({seconds:.0f} s)", flush=True)
+        print(f"    {error or 'NOT NOTICED'}", flush=True)
+    raise SystemExit(min(1, unnoticed))
+
+
+if __name__ == "__main__":
+    main()
