@@ -48,4 +48,5 @@ lint: $(READY)
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache $(DEMO) $(WORDS)
+	rm -rf runs/notebook-* data/notebook-*
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -2,7 +2,7 @@
 
     python notebooks/contents.py            writes the table of notebooks/README.md
 
-Holds: `Lesson`, `lessons`, `public_names`, `table`.
+Holds: `find`, `read`, `code`, `Lesson`, `lessons`, `public_names`, `table`.
 """
 
 import ast
@@ -10,9 +10,26 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from execute import FOLDER, code, find, read
+import nbformat
+from nbformat import NotebookNode
 
+FOLDER = Path(__file__).resolve().parent
 PACKAGE = FOLDER.parent / "gpt2"
+
+
+def find(wanted: tuple[str, ...] = ()) -> list[Path]:
+    """The notebooks in order, or those whose names begin as `wanted` says."""
+    return [path for path in sorted(FOLDER.glob("[0-9]*.ipynb")) if not wanted or path.name.startswith(wanted)]
+
+
+def read(path: Path) -> NotebookNode:
+    """A notebook as nbformat holds it."""
+    return nbformat.read(path, as_version=4)
+
+
+def code(notebook: NotebookNode) -> list[NotebookNode]:
+    """Its code cells."""
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ An output is stale when the notebook's code is no longer the code that made it: 
 import base64
 import hashlib
 import io
-import resource
+import math
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,28 +19,13 @@ from typing import Annotated
 
 import nbformat
 import tyro
+from contents import FOLDER, code, find, read
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 from PIL import Image
 
-FOLDER = Path(__file__).resolve().parent
 CELL_TIMEOUT = 300  # s
-
-
-def find(wanted: tuple[str, ...] = ()) -> list[Path]:
-    """The notebooks in order, or those whose names begin as `wanted` says."""
-    return [path for path in sorted(FOLDER.glob("[0-9]*.ipynb")) if not wanted or path.name.startswith(wanted)]
-
-
-def read(path: Path) -> NotebookNode:
-    """A notebook as nbformat holds it."""
-    return nbformat.read(path, as_version=4)
-
-
-def code(notebook: NotebookNode) -> list[NotebookNode]:
-    """Its code cells."""
-    return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
 def checksum(notebook: NotebookNode) -> str:
@@ -73,6 +59,16 @@ def execute(path: Path) -> tuple[NotebookNode, float]:
     return notebook, time.perf_counter() - started
 
 
+def largest_process() -> float:
+    """MiB of the largest process of all kernels so far, and of those that they started; NaN on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return math.nan
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / unit
+
+
 @dataclass(frozen=True)
 class Options:
     """Execute notebooks."""
@@ -86,16 +82,20 @@ class Options:
 def main() -> None:
     """Execute the notebooks of the command line; exit status 1, with the cell and its error, where one fails."""
     options = tyro.cli(Options, description=__doc__)
-    for path in find(options.notebooks):
+    found = find(options.notebooks)
+    if not found:
+        raise SystemExit(f"no notebook's name begins with {' or '.join(options.notebooks)}; give numbers such as 02")
+    folder = options.out or FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in found:
         try:
             notebook, seconds = execute(path)
         except CellExecutionError as error:
             raise SystemExit(f"{path.name}: {error}") from None
-        written = (options.out or FOLDER) / path.name
-        nbformat.write(notebook, written)
-        largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**10  # of all kernels so far
-        size = written.stat().st_size / 1000
-        print(f"{path.name}: {seconds:.1f} s, {size:.0f} kB, memory up to {largest:.0f} MiB", flush=True)
+        nbformat.write(notebook, folder / path.name)
+        size = (folder / path.name).stat().st_size / 1000
+        largest = f"largest process {largest_process():.0f} MiB"
+        print(f"{path.name}: {seconds:.1f} s, {size:.0f} kB, {largest}", flush=True)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from execute import FOLDER
+from contents import FOLDER
 
 ROOT = FOLDER.parent
 COPIED = ("notebooks", "gpt2", "scripts", "fineweb.py", "train_gpt2.py", "log.txt", "pyproject.toml")
@@ -54,32 +54,35 @@ MUTATIONS = [
 ]
 
 
-def noticed(mutation: Mutation, folder: Path) -> str | None:
-    """The last line of the error with which the notebook failed in a broken copy in `folder`; None if it ran."""
-    for name in COPIED:
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, folder / name)
-    file = folder / mutation.file
-    text = file.read_text(encoding="utf-8")
-    if text.count(mutation.right) != 1:
-        raise SystemExit(f"{mutation.file} has {mutation.right!r} {text.count(mutation.right)} times, not once")
-    file.write_text(text.replace(mutation.right, mutation.wrong), encoding="utf-8")
-    command = [sys.executable, "notebooks/execute.py", mutation.notebook, "--out", folder]
-    environment = os.environ | {"PYTHONPATH": str(folder)}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+def error_of(notebook: str, mutation: Mutation | None = None) -> str | None:
+    """How a notebook fails in a copy of the repository that `mutation` has broken; None if it runs to its end."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for piece in COPIED:
+            copy = shutil.copytree if (ROOT / piece).is_dir() else shutil.copy
+            copy(ROOT / piece, folder / piece)
+        if mutation:
+            text = (folder / mutation.file).read_text(encoding="utf-8")
+            if text.count(mutation.right) != 1:
+                raise SystemExit(f"{mutation.file} has {mutation.right!r} {text.count(mutation.right)} times, not once")
+            (folder / mutation.file).write_text(text.replace(mutation.right, mutation.wrong), encoding="utf-8")
+        command = [sys.executable, "notebooks/execute.py", notebook, "--out", folder]
+        environment = os.environ | {"PYTHONPATH": str(folder)}
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, encoding="utf-8")
     said = re.sub(r"\x1b\[[0-9;]*m", "", done.stderr).strip().splitlines()
-    return next((line[:100] for line in reversed(said) if "Error" in line), said[-1]) if done.returncode else None
+    return next((line[:100] for line in reversed(said) if "Error" in line), "no word") if done.returncode else None
 
 
 def main() -> None:
-    """Break the pieces one by one, and say for each what the notebook said."""
+    """Run each notebook as it is, then broken; say how it failed."""
+    wanted = [mutation for mutation in MUTATIONS if not sys.argv[1:] or mutation.notebook in sys.argv[1:]]
+    for notebook in sorted({mutation.notebook for mutation in wanted}):
+        if error := error_of(notebook):
+            raise SystemExit(f"{notebook} fails without a mutation: {error}")
     unnoticed = 0
-    for mutation in MUTATIONS:
-        if sys.argv[1:] and mutation.notebook not in sys.argv[1:]:
-            continue
+    for mutation in wanted:
         started = time.perf_counter()
-        with tempfile.TemporaryDirectory() as folder:
-            error = noticed(mutation, Path(folder))
+        error = error_of(mutation.notebook, mutation)
         unnoticed += error is None
         seconds = time.perf_counter() - started
         print(f"{mutation.notebook}  {mutation.file}: {mutation.wrong}  ({seconds:.0f} s)", flush=True)

@@ -169,6 +169,7 @@ MISTAKES = {
         (" + 12 * layers * width * block_size", "", "are missing"),
         ("12 * layers", "6 * layers", "two products"),
         ("6 * parameters", "2 * parameters", "6 FLOPs a parameter"),
+        ("width * block_size", "block_size * block_size", "the MFU is"),
     ],
     "make_it_fast.roof": [
         ("max(flops / peak, bytes_moved / bandwidth)", "flops / peak + bytes_moved / bandwidth", "this is the sum"),
@@ -216,6 +217,7 @@ MISTAKES = {
         ("stage >= 1", "stage >= 2", "in stage 1"),
         ("averages = 8", "averages = 4", "in stage 0"),
         ("8 / (gpus if stage >= 1 else 1)", "8 / (gpus if stage >= 2 else 1)", "in stage 1"),
+        ("gpus if", "8 if", "on 5 GPUs"),
     ],
     "fineweb.sentence_lines": [
         (" if line.strip()]", "]", "empty lines are counted"),
@@ -284,6 +286,8 @@ MISTAKES = {
         ("(interval / 2)", "interval", "half an interval"),
         ("saving + failing", "saving", "failures lose something too"),
         ("saving + failing", "failing", "every save takes time too"),
+        ("cost / interval", "cost / (interval + cost)", "per second of training"),
+        (" / between", " / 10_000", "every 5,000 s"),
     ],
 }
 

@@ -34,9 +34,9 @@ FINISHED = f"""
     return failed || cells.every(cell => cell.execution_count);
 """
 SHOW = f"{NOTEBOOK}.content.scrollToItem(arguments[0], 'center')"
-DRAWN = """
-    const seen = image => image.naturalWidth > 300 && image.getBoundingClientRect().width > 300;
-    return [...document.querySelectorAll('.jp-OutputArea img')].some(seen)
+DRAWN = f"""
+    const images = [...{NOTEBOOK}.content.widgets[arguments[0]].node.querySelectorAll('.jp-OutputArea img')];
+    return images.length > 0 && images.every(image => image.naturalWidth > 300 && image.clientWidth > 300)
 """
 
 
@@ -83,10 +83,10 @@ def browser(tmp_path: Path):
     driver.quit()
 
 
-def until(browser, script: str, seconds: float = 60) -> None:
+def until(browser, script: str, *arguments, seconds: float = 60) -> None:
     """Wait until a script of the page says true. Raises AssertionError where it takes longer."""
     deadline = time.monotonic() + seconds
-    while not browser.execute_script(script):
+    while not browser.execute_script(script, *arguments):
         assert time.monotonic() < deadline, script
         time.sleep(0.5)
 
@@ -107,4 +107,4 @@ def test_the_first_notebook_opens_and_runs_in_jupyterlab(address, browser):
     assert len(figures) >= 3
     for i in figures:
         browser.execute_script(SHOW, i)
-        until(browser, DRAWN)
+        until(browser, DRAWN, i)

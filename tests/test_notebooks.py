@@ -10,12 +10,15 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "notebooks"))
 
+import checks
 import contents
-from execute import checksum, code, find, read
+from contents import code, find, read
+from execute import checksum
 
 NOTEBOOKS = find()
-SECONDS, KILOBYTES, MEBIBYTES, LINES = 75, 500, 4096, 30
+SECONDS, ALL_SECONDS, KILOBYTES, MEBIBYTES, LINES = 75, 12 * 60, 500, 4096, 30
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HTTPS_PROXY": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
+taken: dict[str, float] = {}  # notebook → seconds
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 
 
@@ -23,12 +26,60 @@ each = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOT
 @each
 def test_it_runs_from_top_to_bottom_without_a_network(path, tmp_path):
     command = [sys.executable, "notebooks/execute.py", path.stem, "--out", tmp_path]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | OFFLINE, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    seconds, memory = re.search(r": ([\d.]+) s, .* up to (\d+) MiB", done.stdout).groups()
+    for _ in range(2):  # once more where it took too long: something else may have run on this machine
+        done = subprocess.run(command, cwd=ROOT, env=os.environ | OFFLINE, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        seconds, memory = re.search(r": ([\d.]+) s, .* process (\d+) MiB", done.stdout).groups()
+        if float(seconds) < SECONDS:
+            break
     assert float(seconds) < SECONDS and int(memory) < MEBIBYTES, done.stdout
+    taken[path.stem] = float(seconds)
     fresh = read(tmp_path / path.name)
     assert not [cell.source for cell in code(fresh) if any(out.output_type == "error" for out in cell.outputs)]
+
+
+@pytest.mark.alone
+def test_all_together_take_less_than_twelve_minutes():
+    if len(taken) < len(NOTEBOOKS):
+        pytest.skip("not all have been run")
+    assert sum(taken.values()) < ALL_SECONDS, taken
+
+
+# as a sitecustomize module, it makes an editable installation of this repository invisible
+HIDE = """
+import sys
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]
+"""
+START = """
+import checks, os, subprocess, sys
+checks.start()
+import gpt2
+print(os.getcwd(), flush=True)
+subprocess.run([sys.executable, "-c", "import gpt2; print(gpt2.__file__)"], check=True)
+"""
+
+
+def test_without_the_package_a_notebook_and_its_processes_use_the_repository(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(HIDE)
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT / 'notebooks'}"}
+    command = [sys.executable, "-c", START]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said, folder, module = done.stdout.splitlines()
+    assert said == f"gpt2 is not installed; it is imported from {ROOT}"
+    assert (folder, module) == (str(ROOT / "notebooks"), str(ROOT / "gpt2" / "__init__.py"))
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setattr(checks, "NEEDED", ("torch", "no_such_package"))
+    with pytest.raises(ModuleNotFoundError, match=r"no_such_package can't be imported by .*; run `make lab` in"):
+        checks.start()
+
+
+def test_a_wrong_number_is_refused():
+    command = [sys.executable, "notebooks/execute.py", "99"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "no notebook's name begins with 99" in done.stderr
 
 
 @each
@@ -104,6 +155,8 @@ def test_every_public_name_is_in_a_notebook_or_has_a_reason():
     for module, names in contents.public_names().items():
         where = [lesson for lesson in lessons if module in lesson.modules or f"gpt2.{module}" in lesson.text]
         missing |= {f"{module}.{name}" for name in names if not any(lesson.mentions(name) for lesson in where)}
+    unsaid = {path.stem for path in contents.PACKAGE.glob("[a-z]*.py") if "Built in:" not in path.read_text("utf-8")}
+    assert unsaid == {"errors", "files", "machine"}, "a module says in which notebook it is built"
     assert missing == {name for names in NEEDS_NONE.values() for name in names}
 
 

@@ -9,13 +9,15 @@ into one that prints: nothing that a reader types can stop the notebook.
 import functools
 import importlib
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = Path(__file__).resolve().parents[1]
+ROOT = NOTEBOOKS.parent
 NEEDED = ("torch", "numpy", "matplotlib", "tiktoken")
 
 
@@ -33,6 +35,10 @@ def start(seed: int = 0) -> None:
     if importlib.util.find_spec("gpt2") is None:
         print(f"gpt2 is not installed; it is imported from {ROOT}")
         sys.path.insert(0, str(ROOT))
+        there = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, there))  # for the processes that notebooks start
+    os.chdir(NOTEBOOKS)  # where `../data` and `../runs` are meant from
+    os.environ.setdefault("PYTHONUTF8", "1")  # what those processes print can be read here, on Windows too
     import numpy as np
     import torch
 
@@ -66,8 +72,11 @@ def exercise(check: Callable[..., None]) -> Callable[..., None]:
         except Wrong as wrong:
             print(f"Not yet: {wrong}")
         except Exception as error:
-            line = traceback.extract_tb(error.__traceback__)[-1]
-            print(f"Not yet: it stopped with {type(error).__name__}: {error} (at `{line.line}`)")
+            lines = traceback.extract_tb(error.__traceback__)
+            own = [
+                line for line in lines if line.line and not {"checks", "site-packages"} & set(Path(line.filename).parts)
+            ]
+            print(f"Not yet: it stopped with {type(error).__name__}: {error} (at `{(own or lines)[-1].line}`)")
         else:
             print("Right.")
 
@@ -93,7 +102,7 @@ def expect_equal(found: Any, wanted: Any, what: str, tolerance: float = 1e-5) ->
             found.shape == wanted.shape,
             f"{what} has the shape {tuple(found.shape)}; it should be {tuple(wanted.shape)}",
         )
-        found, wanted = found.detach().double().numpy(), wanted.detach().double().numpy()
+        found, wanted = (one.detach().cpu().double().numpy() for one in (found, wanted))
     if isinstance(wanted, float | int | np.ndarray):
         if np.allclose(found, wanted, atol=tolerance, rtol=tolerance, equal_nan=True):
             return

@@ -8,7 +8,7 @@ from checks import exercise, expect, expect_equal
 @exercise
 def mfu(solution) -> None:
     """Model FLOPs utilisation."""
-    found = solution(1e5, 1e8, 10, 1000, 1000, 1e15)
+    found = solution(1e5, 1e8, 10, 500, 2000, 1e15)
     right = 1e5 * (6e8 + 1.2e8) / 1e15
     expect(found is not None, "the result is None; is there a `return`?")
     expect(not math.isclose(found, right / 3), "this counts forward alone; backward takes twice as much again")

@@ -35,10 +35,15 @@ def mean_loss(solution) -> None:
 @exercise
 def state_bytes(solution) -> None:
     """Bytes of weights, gradients and averages under ZeRO."""
-    wanted = {0: 16.0, 1: 8 + 8 / 8, 2: 4 + 12 / 8, 3: 16 / 8}
-    for stage, each in wanted.items():
-        found = solution(1000, 8, stage)
-        expect(found is not None, "the result is None; is there a `return`?")
-        if stage == 1:
-            expect(not math.isclose(found, 12500), "stage 1 divides Adam's averages (8 bytes), not the gradients (4)")
-        expect_equal(float(found), 1000 * each, f"for 1,000 parameters on 8 GPUs in stage {stage} it")
+    for gpus in (8, 5):
+        wanted = {0: 16.0, 1: 8 + 8 / gpus, 2: 4 + 12 / gpus, 3: 16 / gpus}
+        for stage, each in wanted.items():
+            found = solution(1000, gpus, stage)
+            expect(found is not None, "the result is None; is there a `return`?")
+            if stage == 1:
+                gradients = 1000 * (12 + 4 / gpus)
+                expect(
+                    not math.isclose(found, gradients),
+                    "stage 1 divides Adam's averages (8 bytes), not the gradients (4)",
+                )
+            expect_equal(float(found), 1000 * each, f"for 1,000 parameters on {gpus} GPUs in stage {stage} it")

@@ -25,4 +25,10 @@ def lost_fraction(solution) -> None:
     expect(not math.isclose(found, 0.03), "a failure comes at any moment: on average half an interval is lost, not all")
     expect(not math.isclose(found, 0.02), "this is saving alone; failures lose something too")
     expect(not math.isclose(found, 0.005), "this is failing alone; every save takes time too")
+    expect(
+        not math.isclose(found, 2 / 102 + 0.005),
+        "this divides the saves by training and saving together; count the seconds lost per second of training",
+    )
     expect_equal(float(found), 0.025, "for an interval of 100 s, saves of 2 s and failures every 10,000 s the part")
+    again = solution(400.0, 1.0, 5000.0)
+    expect_equal(float(again), 0.0425, "for an interval of 400 s, saves of 1 s and failures every 5,000 s the part")
