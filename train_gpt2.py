@@ -136,6 +136,7 @@ def prepare(run: Run, processes: Processes, claimed: contextlib.ExitStack) -> Pi
     layout = (processes.rank, processes.world_size, execution.micro_batch)
     dealt = (run.data.batch_tokens, config.block_size, *layout, run.data.seed, device, run.data.overfit)
     loader = TokenLoader(train_shards, *dealt)
+    outliers = Outliers(run.optim.skip_loss_z, run.optim.skip_norm_z)
 
     # the folder, and where in the run to begin
     shards = [[shard.path.name, shard.tokens] for shard in train_shards]
@@ -148,7 +149,7 @@ def prepare(run: Run, processes: Processes, claimed: contextlib.ExitStack) -> Pi
     if isinstance(raw, Modern):
         optimizer.register_step_post_hook(lambda *_: raw.constrain())
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    training = Training(raw, optimizer, scaler, loader, Outliers(run.optim.skip_loss_z, run.optim.skip_norm_z))
+    training = Training(raw, optimizer, scaler, loader, outliers)
     if beginning.checkpoint is not None:
         training.restore(beginning.checkpoint, beginning.record, processes)
     checkpoints = Checkpoints(Path(run.log.folder), processes, run.log.keep, run.log.keep_every)

@@ -2,12 +2,14 @@
 
 Holds:    `Outliers`, `LARGEST_Z`.
 Built in: notebook 08.
-Imports:  the standard library.
+Imports:  gpt2.errors, the standard library.
 """
 
 import math
 from collections import deque
 from typing import Any
+
+from gpt2.errors import UserError
 
 WINDOW = 128  # measurements that a new one is compared with, itself included, as in llm.c
 LARGEST_Z = math.sqrt(WINDOW - 1)  # of one value among WINDOW, when all others are equal
@@ -17,7 +19,16 @@ class Outliers:
     """Judges the loss and gradient norm of every step; what isn't finite, or sticks out too far, is to be skipped."""
 
     def __init__(self, loss_z: float, norm_z: float):
-        """Skip above so many standard deviations over the window's mean; 0: only what isn't finite."""
+        """Skip above so many standard deviations over the window's mean; 0: only what isn't finite.
+
+        Raises UserError for a limit that nothing can exceed.
+        """
+        for flag, limit in (("loss", loss_z), ("norm", norm_z)):
+            if limit >= LARGEST_Z:
+                raise UserError(
+                    f"--optim.skip-{flag}-z {limit:g} would never act, since a value counts in the mean that it is "
+                    f"compared with; give less than {LARGEST_Z:.1f}, or 0 to switch it off"
+                )
         self.limits = {"loss": loss_z, "gradient norm": norm_z}
         self.windows: dict[str, deque[float]] = {name: deque(maxlen=WINDOW) for name in self.limits}
         self.in_a_row = 0  # steps skipped without one made between them

@@ -2,7 +2,7 @@
 
 Holds:    `Run` and its groups, `complete`, `check`, `to_json`, `from_json`.
 Built in: notebook 12.
-Imports:  gpt2.errors, gpt2.outliers, gpt2.parts, the standard library (so that `train_gpt2.py --help` answers at once).
+Imports:  gpt2.errors, gpt2.parts, the standard library (so that `train_gpt2.py --help` answers at once).
 """
 
 import dataclasses
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gpt2.errors import UserError
-from gpt2.outliers import LARGEST_Z
 from gpt2.parts import Parts
 
 
@@ -251,12 +250,6 @@ def check(run: Run) -> None:
         raise UserError(f"--optim.momentum {run.optim.momentum:g} is out of range; give 0 to below 1")
     if not 0 <= min(run.optim.betas) <= max(run.optim.betas) < 1:
         raise UserError(f"--optim.betas {run.optim.betas} are out of range; give two numbers from 0 to below 1")
-    for flag, limit in (("loss", run.optim.skip_loss_z), ("norm", run.optim.skip_norm_z)):
-        if limit >= LARGEST_Z:
-            raise UserError(
-                f"--optim.skip-{flag}-z {limit:g} would never act, since a value counts in the mean that it is "
-                f"compared with; give less than {LARGEST_Z:.1f}, or 0 to switch it off"
-            )
     if run.schedule.plateau > 1:
         raise UserError(f"--schedule.plateau {run.schedule.plateau:g} is out of range; give a part, 0 to 1")
     if run.parts.normalised_weights and run.system.weights == "bf16-master":
