@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT / "notebooks"))
 import itertools
 
 import checks
-from execute import find, read
+from contents import find, read
 
 # exercise → typical mistakes: what to replace in the solution, by what, and words of the answer
 MISTAKES = {

@@ -38,7 +38,7 @@ def start(seed: int = 0) -> None:
         there = [str(ROOT), os.environ.get("PYTHONPATH", "")]
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, there))  # for the processes that notebooks start
     os.chdir(NOTEBOOKS)  # where `../data` and `../runs` are meant from
-    os.environ.setdefault("PYTHONUTF8", "1")  # what those processes print can be read here, on Windows too
+    os.environ.setdefault("PYTHONUTF8", "1")  # of the processes that notebooks start, on Windows too
     import numpy as np
     import torch
 
