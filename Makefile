@@ -1,7 +1,8 @@
 # make demo       set up from nothing, then the main job on this machine without network
 # make test       set up from nothing, then every test
 # make lab        JupyterLab on notebooks/
-# make notebooks  execute the notebooks in place, in order
+# make notebooks  execute in place the notebooks whose code has changed
+# make notebooks-test  execute all of them, and leave them as they are
 # make lint       formatting, lint and types
 # make clean      remove what these made (not data/ or runs/ of your own)
 #
@@ -14,7 +15,7 @@ READY := .venv/ready
 DEMO := runs/demo
 WORDS := data/stdlib-2048
 
-.PHONY: demo test lab notebooks lint clean
+.PHONY: demo test lab notebooks notebooks-test lint clean
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml constraints.txt
@@ -26,25 +27,29 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/python fineweb.py --source stdlib --vocab-size 2048 --out $(WORDS)
 	$(BIN)/torchrun --standalone --nproc_per_node=2 train_gpt2.py demo --log.overwrite --system.device cpu
-	$(BIN)/python -m gpt2.plot $(DEMO)/log.txt -o $(DEMO)/loss.png
-	$(BIN)/python -m gpt2.generate $(DEMO) --prompt 'def ' --tokens 120
-	$(BIN)/python -m gpt2.evaluate $(DEMO)
+	$(BIN)/gpt2 plot $(DEMO)/log.txt -o $(DEMO)/loss.png
+	$(BIN)/gpt2 generate $(DEMO) --prompt 'def ' --tokens 120
+	$(BIN)/gpt2 evaluate $(DEMO)
 
 test: $(READY)
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m 'not alone and not gpu' -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m 'not alone and not gpu' -n 2 --dist worksteal
 	$(BIN)/python -m pytest -m 'alone or gpu'
 
 lab: $(READY)
 	$(BIN)/jupyter lab --notebook-dir notebooks notebooks/00_start_here.ipynb
 
 notebooks: $(READY)
-	$(BIN)/python notebooks/execute.py
+	$(BIN)/python notebooks/execute.py --stale
 	$(BIN)/python notebooks/contents.py
+
+notebooks-test: $(READY)
+	$(BIN)/python notebooks/execute.py --out runs/notebooks-test
 
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache $(DEMO) $(WORDS)

@@ -27,12 +27,12 @@ import tiktoken
 import tyro
 from tqdm import tqdm
 
-from gpt2 import corpus
-from gpt2.corpus import Corpus
-from gpt2.errors import UserError, run_command
-from gpt2.machine import available_cores
-from gpt2.shards import open_shard, read_index, sha256_of, write_index, write_shard
-from gpt2.tokenizer import END_OF_TEXT, get_encoding, token_bytes
+from gpt2.data import sources as corpus
+from gpt2.data.shards import open_shard, read_index, sha256_of, write_index, write_shard
+from gpt2.data.sources import Corpus
+from gpt2.data.tokenizer import END_OF_TEXT, get_encoding, token_bytes
+from gpt2.system.errors import UserError, run_command
+from gpt2.system.machine import available_cores
 
 BATCH_CHARACTERS = 2**20  # a worker's task: enough text to forget the cost of handing it over
 HELD_OUT = 20  # of a local corpus, one part in so many goes to val

@@ -2,8 +2,8 @@
 
     python benchmarks/checkpoint.py [--folder DIR] [--rounds 5]
 
-Both sides in turn in one process; medians. While the thread writes, training goes on and shares the machine with it;
-the last line says what that costs.
+Both in turn in one process; medians. While the thread writes, training goes on and shares the machine with it. The
+last line says what that costs.
 """
 
 import statistics
@@ -11,17 +11,19 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
 
-from gpt2.checkpoint import Checkpoints, Training
-from gpt2.distributed import start, wait
-from gpt2.machine import processor_name
+from gpt2.config.run import Optim
 from gpt2.model import GPT, GPTConfig
-from gpt2.optim import make_optimizer
-from gpt2.outliers import Outliers
-from gpt2.run import Optim
+from gpt2.optim.optimizer import make_optimizer
+from gpt2.optim.outliers import OutlierDetector
+from gpt2.system.devices import synchronize
+from gpt2.system.machine import processor_name
+from gpt2.system.processes import start
+from gpt2.training.checkpoint import Checkpoints, TrainingState
 
 
 @dataclass(frozen=True)
@@ -52,36 +54,38 @@ def main() -> None:
     optimizer = make_optimizer(model, Optim(lr=1e-4))
     optimizer.begin(1)
     scaler = torch.amp.GradScaler(processes.device.type, enabled=False)
-    training = Training(model, optimizer, scaler, NoData(), Outliers(0, 0))  # type: ignore[arg-type]
+    state = TrainingState(model, model, optimizer, scaler, NoData(), OutlierDetector(0, 0))  # type: ignore[arg-type]
+    fingerprint: dict[str, Any] = {"settings": {}, "shards": []}
     x = torch.randint(50257, (1, 256), device=processes.device)
 
     def step() -> float:
         """One small training step, in seconds."""
         started = time.perf_counter()
-        model(x, x)[1].backward()
+        model(x, x).backward()
         optimizer.step()
         optimizer.zero_grad()
-        wait(processes.device)
+        synchronize(processes.device)
         return time.perf_counter() - started
 
     plain, pause, alone, beside = [], [], [], []
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         checkpoints = Checkpoints(Path(folder), processes, keep=1, keep_every=0)
-        checkpoints.save(0, training, {})  # makes the place that copies go to, once a run
+        checkpoints.save(state, fingerprint)  # the first save allocates the memory for the copies
         checkpoints.finish()
         for i in range(options.rounds):
-            wait(processes.device)
+            synchronize(processes.device)
             started = time.perf_counter()
             torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, Path(folder, "plain.pt"))
             plain.append(time.perf_counter() - started)
             alone += [step() for _ in range(3)]
             started = time.perf_counter()
-            checkpoints.save(i + 1, training, {})
+            state.step = i + 1
+            checkpoints.save(state, fingerprint)
             pause.append(time.perf_counter() - started)
             while checkpoints.writing is not None and not checkpoints.writing.done():
                 beside.append(step())
             assert checkpoints.finish() is None
-        size = sum(t.numel() * t.element_size() for t in training.tensors().values())
+        size = sum(t.numel() * t.element_size() for t in state.tensors().values())
         checkpoints.close()
     print(f"{size / 1e9:.2f} GB on {processor_name()}, torch {torch.__version__}, {options.rounds} rounds")
     print(f"torch.save:            {median_of(plain)}")

@@ -5,7 +5,7 @@
     python benchmarks/compare.py --peer build-nanogpt                  the same, and tokenising
     python benchmarks/compare.py --peer nanoGPT --work train --rounds 5
 
-Every measurement is a process of its own (compare_side.py), so that no side inherits the other's memory or threads.
+Every measurement is a process of its own (compare_worker.py), so that no side inherits the other's memory or threads.
 A step is batch, forward, backward, clipping, optimiser and the loss as a number; warm-up steps, in which compilation
 happens, are not counted. The text is the source of the Python packages on this machine.
 """
@@ -29,12 +29,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import tyro
-from sides import Peer, Size, write_tokens
+from peers import Peer, Size, write_tokens
 
-from gpt2 import corpus
-from gpt2.errors import UserError, run_command
-from gpt2.machine import available_cores, processor_name
-from gpt2.tokenizer import get_encoding
+from gpt2.data import sources
+from gpt2.data.tokenizer import get_encoding
+from gpt2.system.errors import UserError, run_command
+from gpt2.system.machine import available_cores, processor_name
 
 HERE = Path(__file__).resolve().parent
 DOCUMENT = 4096  # characters
@@ -104,7 +104,7 @@ def main() -> None:
 
 def text_as_tokens(vocab_size: int, characters: int = 4_000_000) -> np.ndarray:
     """The standard library's text as tokens (N,): GPT-2's at this size, or single characters where 257 are too many."""
-    text = "".join(itertools.islice(documents(corpus.stdlib().read(0)), characters // DOCUMENT))
+    text = "".join(itertools.islice(documents(sources.stdlib().read(0)), characters // DOCUMENT))
     if vocab_size >= 257:
         return get_encoding(vocab_size).encode_to_numpy(text, disallowed_special=())
     common = [character for character, _ in Counter(text).most_common(vocab_size - 1)]
@@ -136,7 +136,7 @@ class Bench:
         """
         environment = dict(os.environ, TORCHINDUCTOR_CACHE_DIR=str(self.folder / "inductor"))
         environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), environment.get("PYTHONPATH", "")])
-        command = [sys.executable, str(HERE / "compare_side.py"), json.dumps({**job, "peer": str(self.peer.path)})]
+        command = [sys.executable, str(HERE / "compare_worker.py"), json.dumps({**job, "peer": str(self.peer.path)})]
         for _ in range(1 + self.patience):
             before, started = processor_time(), time.perf_counter()
             process = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)

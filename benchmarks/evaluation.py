@@ -22,14 +22,17 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import GPT2LMHeadModel
 
-from gpt2.distributed import Processes, autocast, start
-from gpt2.errors import UserError, run_command
-from gpt2.evaluate import evaluating
-from gpt2.generate import generate, load
-from gpt2.hellaswag import load_items, prepare, score_batch
-from gpt2.machine import processor_name
+from gpt2.data.tokenizer import get_encoding
+from gpt2.evaluation.hellaswag import load_items, prepare, score_batch
+from gpt2.evaluation.validation import evaluating
+from gpt2.formats.huggingface import save_pretrained
+from gpt2.formats.load import from_pretrained
+from gpt2.generate import generate
 from gpt2.model import GPT, GPTConfig
-from gpt2.tokenizer import get_encoding
+from gpt2.system.devices import autocast
+from gpt2.system.errors import UserError, run_command
+from gpt2.system.machine import processor_name
+from gpt2.system.processes import Processes, start
 
 
 @dataclass(frozen=True)
@@ -56,10 +59,10 @@ def main() -> None:
         raise UserError("HellaSwag needs its items; name a jsonl file with --items, or choose --work sampling")
     processes = start("cpu")
     torch.manual_seed(0)
-    ours = load(options.model) if options.model else GPT(GPTConfig())
+    ours = from_pretrained(options.model) if options.model else GPT(GPTConfig())
     ours.requires_grad_(False)
     with tempfile.TemporaryDirectory(prefix="evaluation-") as folder:
-        ours.save_pretrained(folder)
+        save_pretrained(ours, folder)
         theirs = GPT2LMHeadModel.from_pretrained(folder).eval().requires_grad_(False)
     print(f"{processor_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"{options.model or 'random weights'}, {ours.num_params():,} parameters")
@@ -96,7 +99,7 @@ def hellaswag(options: Options, ours: GPT, theirs: GPT2LMHeadModel, processes: P
     encode = encoding.encode_ordinary
     encoded = [(encode(item.context), [encode(" " + ending) for ending in item.endings]) for item in items]
 
-    def our_side() -> Tensor:
+    def our_trainer() -> Tensor:
         found = torch.zeros(len(items), 2, dtype=torch.long)
         with evaluating(ours, processes.device, options.precision):
             for batch in batches:
@@ -108,7 +111,7 @@ def hellaswag(options: Options, ours: GPT, theirs: GPT2LMHeadModel, processes: P
             return torch.stack([predict(theirs, *one) for one in encoded])
 
     print(f"HellaSwag, the first {len(items)} items, {options.precision}:")
-    found = in_turn({"this": our_side, "transformers": their_side}, options.rounds, len(items), "items/s")
+    found = in_turn({"this": our_trainer, "transformers": their_side}, options.rounds, len(items), "items/s")
     differing = int((found["this"] != found["transformers"]).any(dim=1).sum())
     right = (found["this"] == torch.tensor([item.label for item in items])[:, None]).double().mean(dim=0).tolist()
     print(f"  {differing} of {len(items)} items predicted differently; acc {right[0]:.4f}, acc_norm {right[1]:.4f}")
@@ -132,7 +135,7 @@ def sampling(options: Options, ours: GPT, theirs: GPT2LMHeadModel, processes: Pr
     idx = torch.randint(ours.config.vocab_size, (1, 16))
     knobs = {"do_sample": False, "max_new_tokens": options.tokens, "min_new_tokens": options.tokens, "pad_token_id": 0}
 
-    def our_side() -> Tensor:
+    def our_trainer() -> Tensor:
         with autocast(processes.device, options.precision):
             return torch.cat([idx, *generate(ours, idx, options.tokens, temperature=0)], dim=1)
 
@@ -140,9 +143,9 @@ def sampling(options: Options, ours: GPT, theirs: GPT2LMHeadModel, processes: Pr
         with autocast(processes.device, options.precision):
             return theirs.generate(idx, attention_mask=torch.ones_like(idx), **knobs)
 
-    our_side()  # what is set up on a first call is not sampling
+    our_trainer()  # what is set up on a first call is not sampling
     print(f"Sampling {options.tokens} tokens after 16, {options.precision}:")
-    found = in_turn({"this": our_side, "transformers": their_side}, options.rounds, options.tokens, "tokens/s")
+    found = in_turn({"this": our_trainer, "transformers": their_side}, options.rounds, options.tokens, "tokens/s")
     same = int((found["this"] == found["transformers"]).long().cumprod(dim=1).sum()) - 16
     print(f"  the first {same} of {options.tokens} tokens are the same")
 

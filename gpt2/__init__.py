@@ -1,1 +1,1 @@
-"""GPT-2 in small modules: each holds the final version of one thing that a notebook builds by hand."""
+"""GPT-2: the final version of every piece that the notebooks build by hand."""

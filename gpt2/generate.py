@@ -1,30 +1,26 @@
 """Sampling with a key-value cache.
 
-Holds:    `generate`, `choose`, `load`, and `python -m gpt2.generate RUN --prompt …`.
-Built in: notebook 04.
-Imports:  torch, tyro, gpt2.build, gpt2.checkpoint, gpt2.distributed, gpt2.errors, gpt2.model, gpt2.modern,
-          gpt2.tokenizer.
+Built in notebook 04.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import torch
 import tyro
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from gpt2 import checkpoint
-from gpt2.build import build, from_pretrained, read_config
-from gpt2.distributed import start
-from gpt2.errors import UserError, run_command
+from gpt2.data.tokenizer import END_OF_TEXT, get_encoding
+from gpt2.formats.load import from_pretrained
 from gpt2.model import GPT
-from gpt2.modern import Modern
-from gpt2.tokenizer import END_OF_TEXT, get_encoding
+from gpt2.modern.model import Modern
+from gpt2.system.devices import choose_device
+from gpt2.system.ranges import check_ranges
 
 
-def choose(
+def sample_token(
     logits: Tensor,
     temperature: float = 1.0,
     top_k: int | None = None,
@@ -73,32 +69,9 @@ def generate(
             fresh = context[:, -max(1, block // 2) :]
             cache = model.new_cache(idx.size(0), block)
         logits = model.logits(model.hidden(fresh, cache)[:, -1])  # (B, V)
-        fresh = choose(logits, temperature, top_k, top_p, generator)
+        fresh = sample_token(logits, temperature, top_k, top_p, generator)
         context = torch.cat([context, fresh], dim=1)[:, -block:]
         yield fresh
-
-
-def load(name: str) -> GPT | Modern:
-    """The model of a run folder, another folder, llm.c's .bin, or the hub. Raises UserError where there is none.
-
-    A run that has not come to its end has its weights in checkpoints; the newest intact one is taken.
-    """
-    folder = Path(name, "model") if Path(name, "model", "config.json").exists() else Path(name)
-    if Path(name).is_dir() and not (folder / "config.json").exists():
-        raise UserError(f"{name} holds no model; give a run folder, or one that save_pretrained wrote")
-    try:
-        return _from_checkpoint(folder) if (folder / "log.txt").exists() else from_pretrained(str(folder))
-    except (FileNotFoundError, ValueError) as error:
-        raise UserError(str(error)) from None
-
-
-def _from_checkpoint(folder: Path) -> GPT | Modern:
-    path, record, _ = checkpoint.newest(folder)
-    if path is None:
-        raise UserError(f"the run in {folder} has saved nothing yet; wait for its first checkpoint")
-    model = build(read_config(record["model"]))
-    checkpoint.load(path, checkpoint.weights(model), {}, start())
-    return model
 
 
 @dataclass(frozen=True)
@@ -106,26 +79,22 @@ class Options:
     """Continue a prompt with a trained model."""
 
     run: Annotated[str, tyro.conf.Positional]
-    """Run folder, Hugging Face folder, or a published name such as gpt2."""
+    """Run folder, Hugging Face folder, .bin file of llm.c, or a published name such as gpt2."""
     prompt: str = "Hello, I'm a language model,"
-    tokens: int = 64
+    tokens: Annotated[int, Ge(1)] = 64
     samples: int = 1
-    temperature: float = 0.8
+    temperature: Annotated[float, Ge(0)] = 0.8
     """0: always the likeliest token."""
-    top_k: int | None = 50
-    top_p: float | None = None
+    top_k: Annotated[int | None, Ge(1)] = 50
+    top_p: Annotated[float | None, Gt(0), Le(1)] = None
     seed: int = 42
 
 
-def main() -> None:
-    """`python -m gpt2.generate`: see `Options`."""
-    options = tyro.cli(Options, prog="python -m gpt2.generate")
-    for name, low, high in (("temperature", 0, 1e9), ("top_k", 1, 1e9), ("top_p", 1e-9, 1), ("tokens", 1, 1e9)):
-        value = getattr(options, name)
-        if value is not None and not low <= value <= high:
-            raise UserError(f"--{name.replace('_', '-')} {value} is out of range; give {low:g} to {high:g}")
-    model = load(options.run)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def main(options: Options) -> None:
+    """Print the samples. Raises UserError for a model that can't be had, and values out of range."""
+    check_ranges(options)
+    model = from_pretrained(options.run)
+    device = choose_device()
     model.to(device)
     encoding = get_encoding(model.config.vocab_size)
     prompt = encoding.encode_ordinary(options.prompt) or [encoding.eot_token]
@@ -140,7 +109,3 @@ def main() -> None:
         print(encoding.decode(written, errors="replace").removeprefix(END_OF_TEXT))
         if sample + 1 < options.samples:
             print("-" * 40)
-
-
-if __name__ == "__main__":
-    run_command(main)

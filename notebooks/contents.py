@@ -1,8 +1,7 @@
 """What is in the notebooks, read from the notebooks: the map of the suite.
 
-    python notebooks/contents.py            writes the table of notebooks/README.md
+python notebooks/contents.py            writes the table of notebooks/README.md
 
-Holds: `find`, `read`, `code`, `Lesson`, `lessons`, `public_names`, `table`.
 """
 
 import ast
@@ -44,10 +43,8 @@ class Lesson:
 
     @property
     def modules(self) -> list[str]:
-        """The modules of `gpt2/` that it imports, in order."""
-        whole = re.findall(r"^from gpt2 import (.+)$", self.code, re.MULTILINE)  # from gpt2 import evaluate, hellaswag
-        parts = re.findall(r"^(?:from|import) gpt2\.(\w+)", self.code, re.MULTILINE)
-        return sorted({*parts, *(name for names in whole for name in names.split(", "))})
+        """The modules of `gpt2/` that it imports, in order: `data.loader`."""
+        return sorted(".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in imported(self.code))
 
     def mentions(self, name: str) -> bool:
         """Whether a name stands in its code, or in backticks in its text."""
@@ -68,17 +65,30 @@ def lessons() -> list[Lesson]:
     return found
 
 
+def imported(source: str) -> set[Path]:
+    """The files of `gpt2/` that Python code imports directly, also inside functions."""
+    names = set()
+    for node in ast.walk(ast.parse(re.sub(r"^[ \t]*[%!].*$", "", source, flags=re.MULTILINE))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    files = {PACKAGE.parent / f"{name.replace('.', '/')}.py" for name in names if name.split(".")[0] == PACKAGE.name}
+    return {file for file in files if file.exists()}
+
+
 def public_names() -> dict[str, list[str]]:
     """Module of `gpt2/` → its public functions and classes, for those that notebooks 00 to 12 build."""
     names = {}
-    for path in sorted(PACKAGE.glob("[a-z]*.py")):
+    for path in sorted(PACKAGE.rglob("[a-z]*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        built_in = re.search(r"^Built in: (.*)$", ast.get_docstring(tree) or "", re.MULTILINE)
-        numbers = [int(number) for number in re.findall(r"\d+", built_in[1] if built_in else "")]
+        built_in = re.search(r"Built in notebooks? ([^.]*)", ast.get_docstring(tree) or "")
+        numbers = [int(number) for number in re.findall(r"\b\d\d\b", built_in[1] if built_in else "")]
         if any(number <= 12 for number in numbers):
             kinds = (ast.FunctionDef, ast.ClassDef)
             found = [node.name for node in tree.body if isinstance(node, kinds) and not node.name.startswith("_")]
-            names[path.stem] = [name for name in found if name not in ("main", "Options")]
+            module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+            names[module] = [name for name in found if name not in ("main", "Options")]
     return names
 
 

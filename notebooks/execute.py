@@ -1,16 +1,21 @@
 """Execute the notebooks, each in a kernel of its own, and note which code their outputs are of.
 
     python notebooks/execute.py                         all, in order, in place
+    python notebooks/execute.py --stale                 those whose code has changed since
     python notebooks/execute.py 02 05                   these
     python notebooks/execute.py --out FOLDER            leave the notebooks as they are, and write copies
 
-An output is stale when the notebook's code is no longer the code that made it: `metadata.executed` has its checksum.
+Outputs are stale when the code that the notebook uses is no longer the code that made them: `metadata.executed` holds
+its checksum.
 """
 
+import ast
 import base64
 import hashlib
 import io
 import math
+import platform
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -19,18 +24,61 @@ from typing import Annotated
 
 import nbformat
 import tyro
-from contents import FOLDER, code, find, read
+from contents import FOLDER, code, find, imported, read
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 from PIL import Image
 
+sys.path.insert(0, str(FOLDER.parent))
+from gpt2.__main__ import COMMANDS
+
+ROOT = FOLDER.parent
+PYTHON = ".".join(platform.python_version_tuple()[:2])
 CELL_TIMEOUT = 300  # s
 
 
 def checksum(notebook: NotebookNode) -> str:
-    """Of all its code."""
-    return hashlib.sha256("\0".join(cell.source for cell in code(notebook)).encode()).hexdigest()[:16]
+    """A checksum of all code that a notebook uses, without comments and docstrings; it differs between Pythons.
+
+    Its own cells, the modules of `gpt2/` that they import, directly or not, the two scripts, and its checkers.
+    """
+    cells = "\n".join(cell.source for cell in code(notebook))
+    scripts = [ROOT / f"{name}.py" for name in ("train_gpt2", "fineweb") if name in cells]
+    commands = [COMMANDS[name][0] for name in re.findall(r'"-m", "gpt2", "(\w+)"', cells)]
+    files = {ROOT / f"{module.replace('.', '/')}.py" for module in commands} | imported(cells) | {*scripts}
+    files |= {FOLDER / "checks" / f"{name}.py" for name in ["__init__", *re.findall(r"checks\.(\w+)\.", cells)]}
+    waiting = list(files)
+    while waiting:
+        more = imported(waiting.pop().read_text(encoding="utf-8")) - files
+        files |= more
+        waiting += more
+    parts = [cells, *(normal_form(path) for path in sorted(files))]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def normal_form(path: Path) -> str:
+    """The code of a file without comments, docstrings and layout."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        for name in ("body", "orelse"):
+            if isinstance(statements := getattr(node, name, None), list):
+                kept = [each for each in statements if not _is_text(each)]
+                setattr(node, name, kept)
+    return ast.dump(tree)
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    expression = statement.value if isinstance(statement, ast.Expr) else None
+    return isinstance(expression, ast.Constant) and isinstance(expression.value, str)
+
+
+def is_stale(notebook: NotebookNode) -> bool:
+    """Whether the outputs may be of other code; of another Python's checksum nothing can be said."""
+    record = notebook.metadata.get("executed")
+    if not isinstance(record, dict):  # never executed
+        return True
+    return record["python"] == PYTHON and record["checksum"] != checksum(notebook)
 
 
 def lighten(notebook: NotebookNode) -> None:
@@ -55,18 +103,19 @@ def execute(path: Path) -> tuple[NotebookNode, float]:
     client.execute()
     notebook.metadata.pop("language_info", None)
     lighten(notebook)
-    notebook.metadata["executed"] = checksum(notebook)
+    notebook.metadata["executed"] = {"checksum": checksum(notebook), "python": PYTHON}
     return notebook, time.perf_counter() - started
 
 
-def largest_process() -> float:
-    """MiB of the largest process of all kernels so far, and of those that they started; NaN on Windows."""
+def resources() -> tuple[float, float]:
+    """CPU seconds of all kernels so far and the processes they started, and MiB of the largest; NaN on Windows."""
     try:
         import resource
     except ImportError:
-        return math.nan
+        return math.nan, math.nan
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / unit
+    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / unit
 
 
 @dataclass(frozen=True)
@@ -77,6 +126,8 @@ class Options:
     """Beginnings of their names [all]."""
     out: Path | None = None
     """Where to write them [in place]."""
+    stale: bool = False
+    """Only those whose outputs are of other code."""
 
 
 def main() -> None:
@@ -88,14 +139,17 @@ def main() -> None:
     folder = options.out or FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     for path in found:
+        if options.stale and not is_stale(read(path)):
+            continue
         try:
             notebook, seconds = execute(path)
         except CellExecutionError as error:
             raise SystemExit(f"{path.name}: {error}") from None
         nbformat.write(notebook, folder / path.name)
         size = (folder / path.name).stat().st_size / 1000
-        largest = f"largest process {largest_process():.0f} MiB"
-        print(f"{path.name}: {seconds:.1f} s, {size:.0f} kB, {largest}", flush=True)
+        cpu, largest = resources()
+        used = f"CPU {cpu:.1f} s, {size:.0f} kB, largest process {largest:.0f} MiB"
+        print(f"{path.name}: {seconds:.1f} s, {used}", flush=True)
 
 
 if __name__ == "__main__":

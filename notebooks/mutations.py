@@ -33,24 +33,24 @@ class Mutation:
 
 
 MUTATIONS = [
-    Mutation("00", "gpt2/logs.py", 'columns(TRAIN, "loss", "lr"', 'columns(TRAIN, "lr", "loss"'),
-    Mutation("01", "gpt2/tokenizer.py", "if rank < vocab_size - 1}", "if rank < vocab_size - 2}"),
-    Mutation("02", "gpt2/model.py", "mask, causal = None, True", "mask, causal = None, False"),
+    Mutation("00", "gpt2/logs/reader.py", 'columns(TRAIN, "loss", "lr"', 'columns(TRAIN, "lr", "loss"'),
+    Mutation("01", "gpt2/data/tokenizer.py", "if rank < vocab_size - 1}", "if rank < vocab_size - 2}"),
+    Mutation("02", "gpt2/kernels.py", "causal = mask is None and T > 1", "causal = False"),
     Mutation("03", "gpt2/model.py", "self.mlp(self.ln_2(x))", "self.mlp(x)"),
     Mutation("04", "gpt2/generate.py", "- ordered >= top_p]", "- ordered > top_p]"),
     Mutation("04", "gpt2/model.py", "torch.arange(start, end, ", "torch.arange(0, end - start, "),
     Mutation("05", "gpt2/model.py", "0.02 / math.sqrt(2 *", "0.02 * math.sqrt(2 *"),
-    Mutation("05", "gpt2/model.py", "/ (targets != -100).sum()", "/ targets.numel()"),
-    Mutation("06", "gpt2/loader.py", "self.first = rank * self.mine", "self.first = 0"),
-    Mutation("06", "gpt2/shards.py", "= 20240520, 1, 256", "= 20240521, 1, 256"),
-    Mutation("07", "gpt2/flops.py", "+ 12 * attention_products", "+ 6 * attention_products"),
-    Mutation("08", "gpt2/schedule.py", "(step + 1) / max(1, warmup)", "step / max(1, warmup)"),
-    Mutation("08", "gpt2/outliers.py", "(window[-1] - mean)", "(mean - window[-1])"),
-    Mutation("09", "gpt2/distributed.py", "    if last or not isinstance(", "    if not last or not isinstance("),
+    Mutation("05", "gpt2/kernels.py", "/ (targets != IGNORED).sum()", "/ targets.numel()"),
+    Mutation("06", "gpt2/data/loader.py", "self.first = rank * self.mine", "self.first = 0"),
+    Mutation("06", "gpt2/data/shards.py", "= 20240520, 1, 256", "= 20240521, 1, 256"),
+    Mutation("07", "gpt2/planning/flops.py", "+ 12 * attention_products", "+ 6 * attention_products"),
+    Mutation("08", "gpt2/optim/schedule.py", "(step + 1) / max(1, warmup)", "step / max(1, warmup)"),
+    Mutation("08", "gpt2/optim/outliers.py", "(window[-1] - mean)", "(mean - window[-1])"),
+    Mutation("09", "gpt2/training/distributed.py", "if last or not isinstance(", "if not last or not isinstance("),
     Mutation("10", "fineweb.py", "(END_OF_TEXT + text for text in texts)", "(text + END_OF_TEXT for text in texts)"),
-    Mutation("11", "gpt2/evaluate.py", "return nats / math.log(2) / text_bytes", "return nats / text_bytes"),
-    Mutation("11", "gpt2/hellaswag.py", "device=device) < lengths[:, None]", "device=device) <= lengths[:, None]"),
-    Mutation("12", "gpt2/loader.py", 'int(state["position"] or 0)', "0"),
+    Mutation("11", "gpt2/evaluation/validation.py", "nats / math.log(2) / text_bytes", "nats / text_bytes"),
+    Mutation("11", "gpt2/evaluation/hellaswag.py", ") < lengths[:, None]", ") <= lengths[:, None]"),
+    Mutation("12", "gpt2/data/loader.py", 'int(state["position"] or 0)', "0"),
 ]
 
 

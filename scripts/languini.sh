@@ -17,7 +17,7 @@
 #
 # Languini's own books (books3) are no longer to be had; name others. Its vocabulary comes from SentencePiece, ours from
 # GPT-2's first merges: compare losses per byte. A size without a published throughput needs
-# --languini.tokens-per-second, which `python -m gpt2.flops --sweep languini-large` measures.
+# --languini.tokens-per-second, which `gpt2 sweep languini-large` measures.
 set -euo pipefail
 size=${1:?name a size: mini, tiny, small, medium, large or xl} hours=${2:?give the hours of the reference accelerator}
 shift 2

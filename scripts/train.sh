@@ -16,7 +16,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
 
-folder=$("$python" -c 'import train_gpt2; print(train_gpt2.read_command_line().log.folder)' "$@") || exit 2
+folder=$("$python" -c 'from gpt2.config.command_line import read_command_line as read; print(read().log.folder)' "$@") || exit 2
 gpus=${GPUS:-$(nvidia-smi --list-gpus 2>/dev/null | wc -l)}
 machines=(--standalone)
 if [[ ${NODES:-1} -gt 1 ]]; then

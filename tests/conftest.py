@@ -1,15 +1,25 @@
-"""What several tests share: text, shards, and the real commands run as a person runs them."""
+"""What several tests share: text, shards, and commands that run as a person runs them, on forked processes."""
 
+import atexit
+import functools
+import json
 import os
+import shutil
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from gpt2.shards import write_shard
+from gpt2.data.shards import write_shard
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = [
@@ -19,6 +29,8 @@ TINY = [
     *("--system.precision", "fp32", "--system.compile", "off"),
     *("--system.device", "cpu", "--eval.tokens", "512", "--eval.every", "10", "--eval.sample-every", "0"),
 ]
+PRELOADED = ("torch", "torch._dynamo", "matplotlib.pyplot", "train_gpt2", "fineweb", "gpt2")
+SECONDS, GRACE = 120, 3  # after which a command hangs, and after which the others of a failed process are killed
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -45,27 +57,138 @@ def shards(tmp_path: Path) -> Path:
     return make_shards(tmp_path / "data")
 
 
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Return when `condition` is true; fail if that takes too long."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
+
+
+def environment(root: Path = ROOT) -> dict[str, str]:
+    """The environment of commands: the repository at `root` first, one thread, output at once."""
+    paths = {"PYTHONPATH": f"{root}:{root / 'tests'}"}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1", **paths}
+
+
+@functools.cache
+def fork_server(preloaded: tuple[str, ...]) -> str:
+    """The socket of a fork server with these modules, which is started when it is first needed."""
+    folder = tempfile.mkdtemp()
+    path = os.path.join(folder, "socket")
+    words = [sys.executable, str(Path(__file__).parent / "fork_server.py"), path, *preloaded]
+    server = subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    atexit.register(server.kill)
+    assert server.stdout is not None and server.stdout.readline() == "ready\n"
+    return path
+
+
+@dataclass
+class Process:
+    """A forked process that runs `python words…`."""
+
+    words: list[str]
+    root: Path
+    preloaded: tuple[str, ...]
+    env: dict[str, str]
+    stdout: Path
+    stderr: Path
+    pid: int = 0
+    returncode: int | None = None
+    connection: socket.socket = field(default_factory=lambda: socket.socket(socket.AF_UNIX))
+
+    def __post_init__(self) -> None:
+        """Start it."""
+        self.connection.connect(fork_server(self.preloaded))
+        request = {"argv": self.words, "env": self.env, "cwd": str(self.root)}
+        request |= {"stdout": str(self.stdout), "stderr": str(self.stderr)}
+        self.stream = self.connection.makefile("rw")
+        self.stream.write(json.dumps(request) + "\n")
+        self.stream.flush()
+        self.pid = int(self.stream.readline())
+
+    def poll(self) -> int | None:
+        """The exit status, or None while it runs."""
+        if self.returncode is None:
+            self.connection.settimeout(0.001)
+            try:
+                self.returncode = int(self.stream.readline())
+            except (TimeoutError, OSError):
+                # a stream that has timed out can't be read again; a second one takes its place
+                self.stream = self.connection.makefile("rw")
+        return self.returncode
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send it a signal, if it still runs."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+class Run:
+    """A command on one process or several, which find each other as they do under torchrun."""
+
+    def __init__(
+        self, *words: str | Path, processes: int = 1, root: Path = ROOT, preloaded: tuple[str, ...] = PRELOADED
+    ):
+        self.folder, self.failed_at = Path(tempfile.mkdtemp()), 0.0
+        self.words, env = [str(word) for word in words], environment(root)
+        if processes > 1:
+            with socket.socket() as free:
+                free.bind(("localhost", 0))
+                port = free.getsockname()[1]
+            env |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "TORCHELASTIC_RESTART_COUNT": "0"}
+            env |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+        self.workers = []
+        for rank in range(processes):
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
+            out, err = self.folder / f"out{rank}", self.folder / f"err{rank}"
+            out.touch()
+            err.touch()
+            self.workers.append(Process(self.words, root, preloaded, env | own, out, err))
+
+    def is_running(self) -> bool:
+        """Whether a process is left. When one has failed, the others get a few seconds to end, too, and are killed."""
+        if any(worker.poll() for worker in self.workers):
+            self.failed_at = self.failed_at or time.monotonic()
+            if time.monotonic() - self.failed_at > GRACE:
+                for worker in self.workers:
+                    worker.kill()
+        return any(worker.poll() is None for worker in self.workers)
+
+    def output(self, name: str) -> str:
+        """What all processes have written to `out` or `err` so far."""
+        return "".join((self.folder / f"{name}{rank}").read_text() for rank in range(len(self.workers)))
+
+    def wait(self) -> subprocess.CompletedProcess[str]:
+        """The result, when all processes have ended."""
+        try:
+            wait_for(lambda: not self.is_running(), SECONDS)
+        finally:
+            for worker in self.workers:
+                worker.kill()
+        status = next((worker.returncode for worker in self.workers if worker.returncode not in (0, -9)), 0)
+        status = status or next((worker.returncode for worker in self.workers if worker.returncode), 0)
+        result = subprocess.CompletedProcess(self.words, status, self.output("out"), self.output("err"))
+        shutil.rmtree(self.folder)
+        return result
+
+
+def run_python(*words: str | Path, processes: int = 1, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run a script (or `-m module`) of this repository to its end, on forked processes."""
+    done = Run(*words, processes=processes).wait()
+    if check and done.returncode:
+        raise AssertionError(f"{words} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+    return done
+
+
 def command(*words: str | Path, processes: int = 1, restarts: int = 0) -> dict:
-    """How to run a script (or `-m module`) of this repository, under torchrun where `processes` is more than one."""
+    """How to run a script (or `-m module`) in interpreters of its own, under torchrun for several processes."""
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         launcher += [f"--max-restarts={restarts}"]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
-    }
-    return {"args": [*launcher, *map(str, words)], "cwd": ROOT, "env": environment, "text": True}
-
-
-def run_python(*words: str | Path, processes: int = 1, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run a script (or `-m module`) of this repository to its end."""
-    done = subprocess.run(**command(*words, processes=processes), capture_output=True)
-    if check and done.returncode:
-        raise AssertionError(f"{words} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
-    return done
+    return {"args": [*launcher, *map(str, words)], "cwd": ROOT, "env": environment(), "text": True}
 
 
 def train_words(shards: Path, folder: Path, *flags: str, preset: str = "demo") -> list[str | Path]:

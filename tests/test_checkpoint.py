@@ -1,22 +1,23 @@
 """A checkpoint holds everything, appears whole or not at all, and is read by any number of processes."""
 
-import subprocess
 import textwrap
 from pathlib import Path
 
 import pytest
-from conftest import command, run_python
+from conftest import run_python
 
 SCRIPT = """
 import sys
 from pathlib import Path
 import torch
-from gpt2.checkpoint import Checkpoints, Training, newest
-from gpt2.distributed import start, stop, wrap
+from gpt2.training.checkpoint import Checkpoints, TrainingState
+from gpt2.formats.checkpoint import newest_intact
+from gpt2.system.processes import start, stop
+from gpt2.training.distributed import wrap
 from gpt2.model import GPT, GPTConfig
-from gpt2.optim import make_optimizer
-from gpt2.outliers import Outliers
-from gpt2.run import Optim
+from gpt2.optim.optimizer import make_optimizer
+from gpt2.optim.outliers import OutlierDetector
+from gpt2.config.run import Optim
 
 class Loader:
     position = 0
@@ -29,13 +30,23 @@ def training(processes, zero=0, kind="adamw", weights="fp32"):
     raw.to(torch.float32 if weights == "fp32" else torch.bfloat16)
     model = wrap(raw, processes, zero=zero)
     # the keys' biases have gradients of noise alone, which a smaller eps would make as large as the others'
-    optimizer = make_optimizer(raw, Optim(kind=kind, lr=1e-3, eps=1e-5), weights, processes.rank, processes.world_size)
-    state = Training(raw, optimizer, torch.amp.GradScaler("cpu", enabled=False), Loader(), Outliers(0, 0))
-    return model, state
+    ranks = {"rank": processes.rank, "world_size": processes.world_size}
+    optimizer = make_optimizer(raw, Optim(kind=kind, lr=1e-3, eps=1e-5), weights, **ranks)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return TrainingState(raw, model, optimizer, scaler, Loader(), OutlierDetector(0, 0))
 
-def step(model, state):
+def save(checkpoints, state, number):
+    state.step = number
+    return checkpoints.save(state, {"settings": {"note": "x"}, "shards": []})
+
+def restored(state):
+    found = newest_intact(folder)
+    state.restore(found.path, found.record, processes)
+    return found.record
+
+def step(state):
     x = torch.arange(16).view(2, 8)
-    model(x, x)[1].backward()
+    state.trained(x, x).backward()
     state.optimizer.step()
     state.optimizer.zero_grad()
     state.updates += 1
@@ -47,30 +58,23 @@ processes = start("cpu")
 
 
 def run(tmp_path: Path, body: str, *words: str, processes: int = 1):
-    # gloo's threads may abort a process while Python shuts down (torch 2.13, under load); that is not what is tested
-    inside = (
-        "def main():\n"
-        + textwrap.indent(body, "    ")
-        + "\nmain()\nstop()\nsys.stdout.flush()\n__import__('os')._exit(0)\n"
-    )
+    inside = "def main():\n" + textwrap.indent(body, "    ") + "\nmain()\nstop()\n"
     (tmp_path / "script.py").write_text(SCRIPT + inside)
     return run_python(tmp_path / "script.py", tmp_path / "run", *words, processes=processes)
 
 
 def test_every_process_goes_on_with_its_own_random_numbers(tmp_path):
     save = """
-model, state = training(processes)
-step(model, state)
+state = training(processes)
+step(state)
 torch.manual_seed(100 + processes.rank)
 torch.rand(7)
 checkpoints = Checkpoints(folder, processes, 1, 0)
-assert checkpoints.save(1, state, {}) is None and checkpoints.close() is None
+assert save(checkpoints, state, 1) is None and checkpoints.close() is None
 sys.stdout.write(f"next {processes.rank} {torch.rand(1).item()}\\n")
 """
     go_on = """
-model, state = training(processes)
-path, record, skipped = newest(folder)
-state.restore(path, record, processes)
+restored(training(processes))
 sys.stdout.write(f"next {processes.rank} {torch.rand(1).item()}\\n")
 """
     before = run(tmp_path, save, processes=2).stdout.split("\n")
@@ -81,27 +85,26 @@ sys.stdout.write(f"next {processes.rank} {torch.rand(1).item()}\\n")
 def test_what_is_saved_is_the_moment_of_saving_though_training_goes_on(tmp_path):
     """Steps are made while the thread writes; the files hold none of them."""
     body = """
-model, state = training(processes)
-step(model, state)
+state = training(processes)
+step(state)
 then = {name: tensor.clone() for name, tensor in state.tensors().items()}
 checkpoints = Checkpoints(folder, processes, 1, 0)
 write = checkpoints._write
 checkpoints._write = lambda *job: (__import__("time").sleep(0.5), write(*job))
-checkpoints.save(1, state, {"note": "x"})
-step(model, state)
+save(checkpoints, state, 1)
+step(state)
 later = {name: tensor.clone() for name, tensor in state.tensors().items()}
 for _ in range(5):
-    step(model, state)
+    step(state)
 assert checkpoints.finish(block=False) is None and not list(folder.glob("step_000001"))
 assert checkpoints.close() is None
-model, fresh = training(processes)
-path, record, skipped = newest(folder)
-fresh.restore(path, record, processes)
-assert (fresh.updates, fresh.loader.position, record["note"]) == (1, 2, "x")
+fresh = training(processes)
+record = restored(fresh)
+assert (fresh.step, fresh.updates, fresh.loader.position, record.settings) == (1, 1, 2, {"note": "x"})
 for name, tensor in fresh.tensors().items():
     torch.testing.assert_close(tensor, then[name], rtol=0, atol=0)
     assert tensor.abs().sum() > 0 or "bias" in name, name
-step(model, fresh)  # the step after a resume is the step that would have been
+step(fresh)  # the step after a resume is the step that would have been
 for name, tensor in fresh.tensors().items():
     torch.testing.assert_close(tensor, later[name], rtol=0, atol=0)
 """
@@ -111,19 +114,17 @@ for name, tensor in fresh.tensors().items():
 @pytest.mark.parametrize(("saved", "zero", "read", "then"), [(2, 0, 1, 0), (2, 0, 4, 3), (3, 2, 2, 0)])
 def test_tensors_are_the_same_in_any_number_of_processes(tmp_path, saved, zero, read, then):
     """Muon's momentum too, which lies with the owners of the matrices (DDP) or is divided (ZeRO)."""
-    save = f"""
-model, state = training(processes, {zero}, "muon")
-step(model, state); step(model, state)
+    write = f"""
+state = training(processes, {zero}, "muon")
+step(state); step(state)
 checkpoints = Checkpoints(folder, processes, 1, 0)
-checkpoints.save(2, state, {{}}); checkpoints.close()
+save(checkpoints, state, 2); checkpoints.close()
 """
     compare = f"""
-model, state = training(processes, {then}, "muon")
-path, record, skipped = newest(folder)
-state.restore(path, record, processes)
-_, alone = training(type(processes)(0, 0, 1, processes.device), 0, "muon")
-one = wrap(alone.model, type(processes)(0, 0, 1, processes.device))
-step(one, alone); step(one, alone)
+state = training(processes, {then}, "muon")
+restored(state)
+alone = training(type(processes)(0, 0, 1, processes.device), 0, "muon")
+step(alone); step(alone)
 missing = len(alone.tensors()) - len(state.tensors())
 assert missing == (0 if {then} else (processes.world_size - 1) * 8 // processes.world_size)  # a matrix has one owner
 for name, tensor in alone.tensors().items():
@@ -134,7 +135,7 @@ for name, tensor in alone.tensors().items():
     torch.testing.assert_close(ours, tensor, rtol=1e-5, atol=1e-7)
 assert state.updates == 2 and state.optimizer.state[state.model.transformer.wte.weight]["step"].item() == 2
 """
-    run(tmp_path, save, processes=saved)
+    run(tmp_path, write, processes=saved)
     run(tmp_path, compare, processes=read)
 
 
@@ -145,15 +146,14 @@ number = 0
 for kind, precision in (("muon", "fp32"), ("muon", "bf16-master"), ("adamw", "bf16"), ("adamw", "bf16-master")):
     for zero in (0, 1):
         number += 1
-        model, state = training(processes, zero, kind, precision)
-        step(model, state); step(model, state)
+        state = training(processes, zero, kind, precision)
+        step(state); step(state)
         checkpoints = Checkpoints(folder, processes, 1, 0)
-        assert checkpoints.save(number, state, {}) is None and checkpoints.close() is None
-        step(model, state)
-        model, resumed = training(processes, zero, kind, precision)
-        path, record, skipped = newest(folder)
-        resumed.restore(path, record, processes)
-        step(model, resumed)
+        assert save(checkpoints, state, number) is None and checkpoints.close() is None
+        step(state)
+        resumed = training(processes, zero, kind, precision)
+        restored(resumed)
+        step(resumed)
         expected, names = state.tensors(), resumed.tensors().keys()
         assert expected.keys() == names
         kept = "momentum" if kind == "muon" else "exp_avg"
@@ -170,20 +170,19 @@ for kind, precision in (("muon", "fp32"), ("muon", "bf16-master"), ("adamw", "bf
 def test_a_process_that_is_killed_while_it_saves_leaves_no_checkpoint_that_could_be_taken_for_one(tmp_path):
     body = """
 import os, signal
-model, state = training(processes)
-step(model, state)
+state = training(processes)
+step(state)
 checkpoints = Checkpoints(folder, processes, 1, 0)
-checkpoints.save(1, state, {}); checkpoints.finish()
+save(checkpoints, state, 1); checkpoints.finish()
 checkpoints._seal = lambda *job: os.kill(os.getpid(), signal.SIGKILL)
-checkpoints.save(2, state, {})
+save(checkpoints, state, 2)
 checkpoints.finish()
 """
     (tmp_path / "script.py").write_text(SCRIPT + body)
-    done = subprocess.run(**command(tmp_path / "script.py", tmp_path / "run"), capture_output=True)
-    assert done.returncode == -9
+    assert run_python(tmp_path / "script.py", tmp_path / "run", check=False).returncode == -9
     read = """
-path, record, skipped = newest(folder)
-assert (path.name, record["step"], skipped) == ("step_000001", 1, [])
+found = newest_intact(folder)
+assert (found.path.name, found.record.step, found.damaged) == ("step_000001", 1, [])
 assert (folder / "step_000002.tmp").exists()
 """
     run(tmp_path, read)
@@ -193,8 +192,8 @@ def test_divided_state_is_divided(tmp_path):
     """Each of two processes holds half of the optimiser's state and of the weights between steps."""
     body = """
 for zero in (1, 2, 3):
-    model, state = training(processes, zero)
-    step(model, state)
+    state = training(processes, zero)
+    step(state)
     held = sum(t.to_local().numel() for t in state.tensors().values())
     whole = sum(t.numel() for t in state.tensors().values())
     assert 0.45 < held / whole < 0.55, (zero, held, whole)

@@ -12,14 +12,16 @@ import torch
 from conftest import make_shards, run_python, train
 from torch.nn import functional as F
 
-from gpt2 import evaluate
-from gpt2.distributed import Processes
-from gpt2.errors import UserError
-from gpt2.evaluate import Measured, Options, compressed_bits_per_byte, measure, report, validate
-from gpt2.loader import Sequences
+from gpt2.data.loader import Sequences
+from gpt2.data.shards import find_shards
+from gpt2.data.tokenizer import get_encoding, token_bytes
+from gpt2.evaluation import validation as evaluate
+from gpt2.evaluation.report import Options, compressed_bits_per_byte, report
+from gpt2.evaluation.validation import Measured, measure, validate
+from gpt2.formats.huggingface import save_pretrained
 from gpt2.model import GPT, GPTConfig
-from gpt2.shards import find_shards
-from gpt2.tokenizer import get_encoding, token_bytes
+from gpt2.system.errors import UserError
+from gpt2.system.processes import Processes
 
 ONE = Processes(0, 0, 1, torch.device("cpu"))
 SIZES = token_bytes(get_encoding(257))
@@ -60,12 +62,12 @@ def test_the_loss_is_the_mean_over_all_tokens_whatever_the_micro_batch(data, seq
     count = min(tokens, 1488)
     x = torch.from_numpy(line[:count].astype(np.int64)).view(-1, T)
     y = torch.from_numpy(line[1 : count + 1].astype(np.int64)).view(-1, T)
-    expected = F.cross_entropy(model(x)[0].flatten(0, 1), y.flatten()).item()
+    expected = F.cross_entropy(model(x).flatten(0, 1), y.flatten()).item()
     shapes = set()
 
     def loss_of(x, y):
         shapes.add(x.shape)
-        return model(x, y)[1]
+        return model(x, y)
 
     loss, bits = validate(loss_of, sequences, tokens, micro, ONE, SIZES)
     assert loss == pytest.approx(expected, abs=1e-5)
@@ -80,7 +82,7 @@ def test_every_process_calls_the_model_equally_often(sequences, model):
         for rank, mine in enumerate(calls):
 
             def loss_of(x, y, mine=mine):
-                mine.append(model(x, y)[1].item())
+                mine.append(model(x, y).item())
                 return torch.tensor(mine[-1])
 
             validate(loss_of, sequences, count * T, 2, Alone(rank, rank, 3, ONE.device), SIZES)
@@ -92,7 +94,7 @@ def by_hand(model: GPT, line: np.ndarray, tokens: int, n: int) -> Measured:
     """All windows spelt out, all their logits at once."""
     ends = range(T, T + tokens // n * n, n)  # of each window's inputs; the target of the last lies there
     windows = torch.tensor([line[end - T : end + 1].tolist() for end in ends])
-    logits, targets = model(windows[:, :-1])[0][:, -n:].flatten(0, 1), windows[:, -n:].flatten()
+    logits, targets = model(windows[:, :-1])[:, -n:].flatten(0, 1), windows[:, -n:].flatten()
     loss = F.cross_entropy(logits, targets).item()
     ranks = (logits > logits.gather(1, targets[:, None])).sum(dim=1)
     text_bytes = int(SIZES[targets].sum())
@@ -128,7 +130,7 @@ def test_successive_evaluations_are_of_the_same_text(sequences, model):
     watch = model.transformer.wte.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
     first, second = (measure(model, sequences, 160, 4, ONE, SIZES, "fp32") for _ in range(2))
     half = len(seen) // 2
-    losses = [validate(lambda x, y: model(x, y)[1], sequences, 160, 4, ONE, SIZES) for _ in range(2)]
+    losses = [validate(lambda x, y: model(x, y), sequences, 160, 4, ONE, SIZES) for _ in range(2)]
     watch.remove()
     assert first == second and losses[0] == losses[1]
     assert half and all(torch.equal(a, b) for a, b in zip(seen[:half], seen[half : 2 * half], strict=True))
@@ -176,7 +178,7 @@ def run(data, tmp_path_factory):
 
 
 def test_the_command_repeats_the_runs_last_validation(run):
-    done = run_python("-m", "gpt2.evaluate", run).stdout
+    done = run_python("-m", "gpt2", "evaluate", run).stdout
     last = re.findall(r"val loss: ([\d.]+) \| bits/byte: ([\d.]+)", (run / "log.txt").read_text())[-1]
     assert float(re.search(r"loss ([\d.]+)", done)[1]) == pytest.approx(float(last[0]), abs=2e-4)
     assert float(re.search(r"model ([\d.]+)", done)[1]) == pytest.approx(float(last[1]), abs=2e-3)
@@ -184,9 +186,9 @@ def test_the_command_repeats_the_runs_last_validation(run):
 
 
 def test_two_processes_measure_a_hugging_face_folder_as_one_does(model, data, sequences, tmp_path):
-    model.save_pretrained(tmp_path)
+    save_pretrained(model, tmp_path)
     flags = ("--shards", data, "--last-n", "5", "--tokens", "203", "--precision", "fp32")
-    done = run_python("-m", "gpt2.evaluate", tmp_path, *flags, processes=2).stdout
+    done = run_python("-m", "gpt2", "evaluate", tmp_path, *flags, processes=2).stdout
     one = measure(model, sequences, 203, 3, ONE, SIZES, "fp32", 5)
     assert done.count("nats per token") == 1
     assert f"loss {one.loss:.4f} nats per token on 200 held-out tokens, the last 5 of every 16" in done
@@ -205,7 +207,7 @@ def test_two_processes_measure_a_hugging_face_folder_as_one_does(model, data, se
     ],
 )
 def test_what_cannot_be_measured_is_refused(model, data, tmp_path, flags, says):
-    model.save_pretrained(tmp_path)
+    save_pretrained(model, tmp_path)
     flags = {"model": str(tmp_path), "shards": str(data), **flags}
     flags["model"] = str(data) if flags["model"] == "data" else flags["model"]
     with pytest.raises(UserError, match=re.escape(says)):
@@ -213,5 +215,5 @@ def test_what_cannot_be_measured_is_refused(model, data, tmp_path, flags, says):
 
 
 def test_the_command_refuses_in_one_sentence(tmp_path):
-    done = run_python("-m", "gpt2.evaluate", tmp_path, "--last-n", "0", check=False)
-    assert (done.returncode, done.stderr) == (2, "error: --last-n 0 is out of range; give at least 1\n")
+    done = run_python("-m", "gpt2", "evaluate", tmp_path, "--last-n", "0", check=False)
+    assert (done.returncode, done.stderr) == (2, "error: --last-n 0 is out of range; give 1 or more\n")

@@ -23,10 +23,11 @@ import regex
 
 import fineweb
 from fineweb import BATCH_CHARACTERS, Options, make_shards, pieces
-from gpt2 import corpus
-from gpt2.errors import UserError
-from gpt2.shards import check_folder, find_shards, open_shard, write_shard
-from gpt2.tokenizer import get_encoding
+from gpt2.data import sources as corpus
+from gpt2.data.check import check_folder
+from gpt2.data.shards import find_shards, open_shard, write_shard
+from gpt2.data.tokenizer import get_encoding
+from gpt2.system.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 VOCAB = 1024

@@ -15,18 +15,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from gpt2 import experts, fit, flops, presets
-from gpt2.build import build, make_config
-from gpt2.distributed import Processes, accumulating, autocast, recompute, start, stop, wrap
-from gpt2.errors import UserError
-from gpt2.hardware import HARDWARE
-from gpt2.memory import RECOMPUTE, Setup, activation_bytes, bytes_sent, is_fused, memory
+from gpt2.config import presets
+from gpt2.config.checks import resolve
+from gpt2.config.run import Optim
+from gpt2.formats.build import build, make_config, named_config
 from gpt2.model import GPT, GPTConfig
-from gpt2.modern import ModernConfig
-from gpt2.optim import make_optimizer
-from gpt2.parts import Parts
-from gpt2.plan import Options, make_plan, report
-from gpt2.run import Optim, complete
+from gpt2.modern import experts
+from gpt2.modern.model import ModernConfig
+from gpt2.modern.parts import Parts
+from gpt2.optim.optimizer import make_optimizer
+from gpt2.planning import fits, flops
+from gpt2.planning.gpus import HARDWARE
+from gpt2.planning.memory import RECOMPUTE, Setup, activation_bytes, bytes_sent, is_fused, memory
+from gpt2.planning.plan import Options, make_plan, report
+from gpt2.system.devices import autocast
+from gpt2.system.errors import UserError
+from gpt2.system.processes import Processes, start, stop
+from gpt2.training.distributed import accumulating, recompute, wrap
 
 CPU = torch.device("cpu")
 SMALL = GPTConfig(block_size=576, vocab_size=1000, n_layer=3, n_head=2, n_embd=64)
@@ -53,7 +58,7 @@ def setup(config: GPTConfig, **changes) -> Setup:
 @pytest.mark.parametrize("name", ["d6", "gpt2", "gpt2-xl"])
 def test_parameters_by_part_are_those_of_the_model(name):
     with torch.device("meta"):
-        model = GPT(GPTConfig.from_descriptor(name))
+        model = GPT(named_config(name))
     parts = dict.fromkeys(flops.parameters(model.config), 0)
     words = {"wte": "token table", "wpe": "position table", "attn": "attention", "mlp": "MLP", "ln_": "norms"}
     for key, p in model.named_parameters():
@@ -75,7 +80,7 @@ def test_flops_are_those_that_torch_counts(level):
     recompute(model, level)
     x = torch.randint(SHORT.vocab_size, (2, SHORT.block_size))
     with FlopCounterMode(display=False) as counter:
-        model(x, x)[1].backward()
+        model(x, x).backward()
     planned = flops.flops_per_token(SHORT) + flops.recompute_flops_per_token(SHORT, level)
     assert counter.get_total_flops() == planned * x.numel()
 
@@ -122,7 +127,7 @@ def test_flops_of_other_parts_are_those_that_torch_counts(name, level, monkeypat
     recompute(model, level)
     x = torch.randint(config.vocab_size, (2, config.block_size))
     with FlopCounterMode(display=False, custom_mapping=GROUPED) as counter:
-        model(x, x)[1].backward()
+        model(x, x).backward()
     planned = flops.flops_per_token(config) + flops.recompute_flops_per_token(config, level)
     total = counter.get_total_flops()  # experts' biases are added by a product with their one-hot rows, not planned
     assert 1 <= total / (planned * x.numel()) < (1.03 if config.parts.experts and config.parts.bias else 1.0000001)
@@ -162,7 +167,7 @@ def kept_bytes(config: GPTConfig, micro_batch: int, precision: str, level: str) 
 
     x = torch.randint(config.vocab_size, (micro_batch, config.block_size))
     with saved_tensors_hooks(pack, lambda tensor: tensor), autocast(CPU, precision):
-        loss = model(x, x)[1]
+        loss = model(x, x)
     assert loss.requires_grad  # and so keeps the graph until here
     return sum(kept.values())
 
@@ -234,7 +239,7 @@ def train(model, optimizer, config: GPTConfig, plan: Setup, processes: Processes
         for i in range(plan.micro_steps):
             with accumulating(model, i == plan.micro_steps - 1, plan.zero):
                 with autocast(processes.device, plan.precision):
-                    loss = model(x, x)[1] / plan.micro_steps
+                    loss = model(x, x) / plan.micro_steps
                 loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -255,7 +260,7 @@ def test_gradients_and_optimiser_take_what_is_planned():
     model = GPT(SMALL)
     optimizer = make_optimizer(model, Optim())
     x = torch.zeros(1, 8, dtype=torch.long)
-    model(x, x)[1].backward()
+    model(x, x).backward()
     optimizer.step()
     planned = memory(SMALL, setup(SMALL))
     state = [t for entry in optimizer.state.values() for name, t in entry.items() if name != "step"]
@@ -339,11 +344,11 @@ class Two(Processes):
 
 def refusal(monkeypatch, name: str, gib: float, processes: Processes, **system) -> str:
     """What a preset's run is told where so much memory is free; "" where it may run."""
-    monkeypatch.setattr(fit, "free_device_memory", lambda device: gib * 2**30)
-    run = complete(presets.PRESETS[name][1])
+    monkeypatch.setattr(fits, "free_device_memory", lambda device: gib * 2**30)
+    run = resolve(presets.PRESETS[name][1])
     run = dataclasses.replace(run, system=dataclasses.replace(run.system, precision="fp32", compile="off", **system))
     try:
-        fit.check_fits(run, make_config(run.model, run.parts), processes)
+        fits.check_fits(run, make_config(run.model, run.parts), processes)
     except UserError as error:
         return str(error)
     return ""
@@ -421,7 +426,7 @@ def test_the_report_fits_a_terminal(options):
 
 
 def test_the_command_prints_the_plan():
-    out = run_python("-m", "gpt2.flops", "gpt2-124m", "--gpus", "8", "--hardware", "a100", "--mfu", "0.37").stdout
+    out = run_python("-m", "gpt2", "plan", "gpt2-124m", "--gpus", "8", "--hardware", "a100", "--mfu", "0.37").stdout
     for piece in ("124,439,808", "8.55e+18 FLOPs", "2.57 h", "20 GB of tokens, 1.49 GB a checkpoint", "19,073"):
         assert piece in out
 
@@ -468,9 +473,9 @@ def test_the_advice_of_a_refusal_fits(case):
 
 
 def test_a_refusal_is_one_line_and_status_2():
-    done = run_python("-m", "gpt2.flops", "gpt5", check=False)
+    done = run_python("-m", "gpt2", "plan", "gpt5", check=False)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
 
 
 if __name__ == "__main__":

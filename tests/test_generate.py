@@ -4,9 +4,13 @@ import pytest
 import torch
 from conftest import run_python
 
-from gpt2.errors import UserError
-from gpt2.generate import choose, generate, main
-from gpt2.model import GPT, GPTConfig, linear
+from gpt2 import __main__ as gpt2_command
+from gpt2.evaluation.hellaswag import _select
+from gpt2.formats.huggingface import save_pretrained
+from gpt2.generate import generate, sample_token
+from gpt2.kernels import linear
+from gpt2.model import GPT, GPTConfig
+from gpt2.system.errors import UserError
 
 
 @pytest.fixture
@@ -29,7 +33,7 @@ def test_cached_sampling_equals_uncached(model):
     context, generator = idx, torch.Generator().manual_seed(1)
     with torch.no_grad():
         for _ in range(27):
-            context = torch.cat([context, choose(model(context)[0][:, -1], generator=generator)], dim=1)
+            context = torch.cat([context, sample_token(model(context)[:, -1], generator=generator)], dim=1)
     assert torch.equal(cached, context[:, 5:])
 
 
@@ -39,10 +43,10 @@ def test_cached_logits_are_the_uncached_ones(batch, steps, width):
     torch.manual_seed(0)
     wide = GPT(GPTConfig(block_size=32, vocab_size=2000, n_layer=2, n_head=width // 32, n_embd=width))
     idx = torch.randint(2000, (batch, sum(steps)))
-    uncached = wide(idx)[0]  # with gradients: through other products than without
+    uncached = wide(idx)  # with gradients: through other products than without
     cache = wide.new_cache(batch, sum(steps))
     with torch.no_grad():
-        cached = torch.cat([wide(part, cache=cache)[0] for part in idx.split(steps, dim=1)], dim=1)
+        cached = torch.cat([wide(part, cache=cache) for part in idx.split(steps, dim=1)], dim=1)
     torch.testing.assert_close(cached, uncached, atol=1e-4, rtol=0)
 
 
@@ -52,8 +56,8 @@ def test_a_selection_of_a_cache_goes_on_from_its_contexts(model):
     with torch.no_grad():
         model.hidden(context, cache)
         for _ in range(2):  # the first selection leaves the cache as it was
-            cached = model(endings, cache=cache.select(rows, 11))[0]
-            uncached = model(torch.cat([context[rows], endings], dim=1))[0][:, 7:]
+            cached = model(endings, cache=_select(cache, rows, 11))
+            uncached = model(torch.cat([context[rows], endings], dim=1))[:, 7:]
             torch.testing.assert_close(cached, uncached, atol=1e-4, rtol=0)
 
 
@@ -73,7 +77,7 @@ def test_products_without_gradients_are_those_with(shape, bias):
 def test_greedy_is_what_transformers_generates(model, tmp_path):
     from transformers import GPT2LMHeadModel
 
-    model.save_pretrained(tmp_path)
+    save_pretrained(model, tmp_path)
     theirs = GPT2LMHeadModel.from_pretrained(tmp_path).eval()
     idx = torch.randint(256, (1, 4))
     expected = theirs.generate(idx, max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0)
@@ -92,14 +96,14 @@ def test_past_the_block_the_later_half_is_the_context(model):
     tokens = written(model, idx, 2, temperature=0)
     context = torch.cat([idx, tokens[:, :1]], dim=1)[:, -16:]
     with torch.no_grad():
-        assert tokens[0, 1] == model(context)[0][0, -1].argmax()
+        assert tokens[0, 1] == model(context)[0, -1].argmax()
 
 
 LOGITS = torch.log(torch.tensor([[0.5, 0.25, 0.15, 0.07, 0.03]]))
 
 
 def frequencies(**knobs) -> torch.Tensor:
-    drawn = choose(LOGITS.expand(20_000, -1), generator=torch.Generator().manual_seed(0), **knobs)
+    drawn = sample_token(LOGITS.expand(20_000, -1), generator=torch.Generator().manual_seed(0), **knobs)
     return torch.bincount(drawn.flatten(), minlength=5) / 20_000
 
 
@@ -120,20 +124,19 @@ def test_each_knob_gives_its_distribution(knobs, expected):
     torch.testing.assert_close(frequencies(**knobs), torch.tensor(expected), atol=0.012, rtol=0, check_dtype=False)
 
 
-def command(monkeypatch, capsys, *words) -> str:
-    """What `python -m gpt2.generate` prints, without a new process."""
-    monkeypatch.setattr("sys.argv", ["generate", *map(str, words)])
-    main()
+def command(capsys, *words) -> str:
+    """What `gpt2 generate` prints, without a new process."""
+    gpt2_command.main(["generate", *map(str, words)])
     return capsys.readouterr().out
 
 
-def test_the_command_continues_a_prompt_the_same_way_for_a_seed(model, tmp_path, monkeypatch, capsys):
-    model.save_pretrained(tmp_path / "model")
+def test_the_command_continues_a_prompt_the_same_way_for_a_seed(model, tmp_path, capsys):
+    save_pretrained(model, tmp_path / "model")
     words = (tmp_path, "--prompt", "abc", "--tokens", "12", "--samples", "2")
-    first, second = (command(monkeypatch, capsys, *words) for _ in range(2))
+    first, second = (command(capsys, *words) for _ in range(2))
     assert first == second and first.startswith("abc") and first.count("abc") == 2
-    assert command(monkeypatch, capsys, *words, "--seed", "1") != first
-    assert command(monkeypatch, capsys, tmp_path, "--prompt", "", "--tokens", "3")
+    assert command(capsys, *words, "--seed", "1") != first
+    assert command(capsys, tmp_path, "--prompt", "", "--tokens", "3")
 
 
 @pytest.mark.parametrize(
@@ -144,11 +147,11 @@ def test_the_command_continues_a_prompt_the_same_way_for_a_seed(model, tmp_path,
         (["--top-k", "0"], "--top-k 0 is out of range"),
     ],
 )
-def test_impossible_knobs_are_refused(monkeypatch, capsys, words, says):
+def test_impossible_knobs_are_refused(capsys, words, says):
     with pytest.raises(UserError, match=says):
-        command(monkeypatch, capsys, "nowhere", *words)
+        command(capsys, "nowhere", *words)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
-    done = run_python("-m", "gpt2.generate", tmp_path, check=False)
+    done = run_python("-m", "gpt2", "generate", tmp_path, check=False)
     assert done.returncode == 2 and "holds no model" in done.stderr

@@ -11,11 +11,12 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.nn import functional as F
 
-from gpt2.distributed import Processes
-from gpt2.errors import UserError
-from gpt2.hellaswag import Item, deal, load_items, prepare, score_batch, score_items
+from gpt2.data.tokenizer import get_encoding
+from gpt2.evaluation.hellaswag import Item, deal, load_items, prepare, score_batch, score_items
+from gpt2.formats.huggingface import save_pretrained
 from gpt2.model import GPT, GPTConfig
-from gpt2.tokenizer import get_encoding
+from gpt2.system.errors import UserError
+from gpt2.system.processes import Processes
 
 ONE = Processes(0, 0, 1, torch.device("cpu"))
 VOCAB, BLOCK = 300, 64
@@ -58,7 +59,7 @@ def plain(model, items, tmp_path_factory) -> tuple[Tensor, Tensor]:
     from transformers import GPT2LMHeadModel
 
     folder = tmp_path_factory.mktemp("plain")
-    model.save_pretrained(folder)
+    save_pretrained(model, folder)
     theirs, encoding = GPT2LMHeadModel.from_pretrained(folder).eval(), get_encoding(VOCAB)
     losses = []
     for item in items:
@@ -131,12 +132,12 @@ def test_a_compiled_training_run_notices_nothing(model, items):
     compiled = torch.compile(model, backend="eager", dynamic=False)
     x = torch.randint(VOCAB, (2, BLOCK))
     try:
-        compiled(x, x)[1].backward()
+        compiled(x, x).backward()
         gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
         graphs = counters["stats"]["unique_graphs"]
         score_items(model, prepare(items, VOCAB, BLOCK), ONE, "fp32")
         assert all(torch.equal(p.grad, gradients[name]) for name, p in model.named_parameters())
-        compiled(x, x)[1].backward()
+        compiled(x, x).backward()
         assert counters["stats"]["unique_graphs"] == graphs > 0
     finally:
         model.zero_grad(set_to_none=True)
@@ -160,8 +161,8 @@ def write(path, items: list[Item]):
 
 
 def test_two_processes_count_what_one_does(model, items, tmp_path):
-    model.save_pretrained(tmp_path / "model")
-    words = ("-m", "gpt2.hellaswag", tmp_path / "model", "--items", write(tmp_path / "items.jsonl", items))
+    save_pretrained(model, tmp_path / "model")
+    words = ("-m", "gpt2", "hellaswag", tmp_path / "model", "--items", write(tmp_path / "items.jsonl", items))
     printed = run_python(*words, "--precision", "fp32", processes=2).stdout
     one = score_items(model, prepare(items, VOCAB, BLOCK), ONE, "fp32")
     assert printed.count("HellaSwag") == 1
@@ -231,10 +232,10 @@ def test_files_without_items_are_refused(tmp_path):
 
 
 def test_the_command_refuses_in_one_sentence(model, tmp_path):
-    model.save_pretrained(tmp_path / "model")
+    save_pretrained(model, tmp_path / "model")
     bad = tmp_path / "bad.jsonl"
     bad.write_text(json.dumps(GOOD) + "\n{}\n")
-    done = run_python("-m", "gpt2.hellaswag", tmp_path / "model", "--items", bad, check=False)
+    done = run_python("-m", "gpt2", "hellaswag", tmp_path / "model", "--items", bad, check=False)
     assert done.returncode == 2
     assert done.stderr == f"error: {bad}, line 2 has no 'ctx'; every item needs ctx, endings and label\n"
 

@@ -9,11 +9,15 @@ import torch
 from conftest import run_python
 from torch.nn import functional as F
 
-from gpt2.build import build
-from gpt2.llmc import read_llmc, write_llmc
+from gpt2 import __main__ as command
+from gpt2.formats.build import build
+from gpt2.formats.huggingface import save_pretrained
+from gpt2.formats.llmc import read_model, write_model
+from gpt2.formats.load import from_pretrained, pretrained_config
 from gpt2.model import GPT, GPTConfig
-from gpt2.modern import ModernConfig
-from gpt2.parts import Parts
+from gpt2.modern.model import ModernConfig
+from gpt2.modern.parts import Parts
+from gpt2.system.errors import UserError
 
 CONFIG = GPTConfig(block_size=24, vocab_size=301, n_layer=3, n_head=2, n_embd=16)
 IDX = torch.arange(40).view(2, 20) * 7 % 301
@@ -74,10 +78,10 @@ def reference_logits(p: dict[str, np.ndarray], idx: np.ndarray) -> np.ndarray:
 def test_a_checkpoint_of_llm_c_is_read_with_its_logits(tmp_path, version, rows):
     content, tensors = reference_bytes(version, rows)
     (tmp_path / "model.bin").write_bytes(content)
-    model = read_llmc(tmp_path / "model.bin")
+    model = read_model(tmp_path / "model.bin")
     assert model.config == CONFIG and next(model.parameters()).requires_grad
     expected = reference_logits(tensors, IDX.numpy())[..., :301]
-    np.testing.assert_allclose(model(IDX)[0].detach().numpy(), expected, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(model(IDX).detach().numpy(), expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(("dtype", "version"), [("fp32", 3), ("bf16", 5)])
@@ -87,7 +91,7 @@ def test_what_is_written_is_the_file_that_llm_c_would_have(tmp_path, dtype, vers
     start, width = 1024 + 301 * 16 * (4 if version == 3 else 2), 83 * 16 * (4 if version == 3 else 2)
     content = content[:start] + bytes(width) + content[start + width :]  # the padding rows hold zeros
     (tmp_path / "theirs.bin").write_bytes(content)
-    write_llmc(read_llmc(tmp_path / "theirs.bin"), tmp_path / "ours.bin", dtype)
+    write_model(read_model(tmp_path / "theirs.bin"), tmp_path / "ours.bin", dtype)
     assert (tmp_path / "ours.bin").read_bytes() == content
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["ours.bin", "theirs.bin"]
 
@@ -95,8 +99,8 @@ def test_what_is_written_is_the_file_that_llm_c_would_have(tmp_path, dtype, vers
 def test_bf16_rounds_every_weight_once_and_fp32_none(tmp_path):
     model = perturbed()
     for dtype in ("fp32", "bf16"):
-        write_llmc(model, tmp_path / "model.bin", dtype)
-        state = read_llmc(tmp_path / "model.bin").state_dict()
+        write_model(model, tmp_path / "model.bin", dtype)
+        state = read_model(tmp_path / "model.bin").state_dict()
         for name, tensor in model.state_dict().items():
             tensor = tensor[:301] if name == "transformer.wte.weight" else tensor
             expected = tensor.bfloat16().float() if dtype == "bf16" else tensor
@@ -106,14 +110,14 @@ def test_bf16_rounds_every_weight_once_and_fp32_none(tmp_path):
 def test_padding_rows_do_not_matter(tmp_path):
     model = perturbed()
     model.transformer.wte.weight[301:] = 50.0  # would win every softmax, were they read
-    write_llmc(model, tmp_path / "model.bin")
+    write_model(model, tmp_path / "model.bin")
     written = np.fromfile(tmp_path / "model.bin", "<f4")[256:].reshape(-1, 16)
     assert written[301:384].any() == 0 and written[[300, 384]].all()
-    again = read_llmc(tmp_path / "model.bin")
+    again = read_model(tmp_path / "model.bin")
     table = again.transformer.wte.weight
     assert table.shape == (320, 16) and table[301:].abs().max() == 0
-    torch.testing.assert_close(again(IDX)[0], model(IDX)[0])
-    torch.testing.assert_close(again(IDX, IDX)[1], F.cross_entropy(model(IDX)[0].flatten(0, 1), IDX.flatten()))
+    torch.testing.assert_close(again(IDX), model(IDX))
+    torch.testing.assert_close(again(IDX, IDX), F.cross_entropy(model(IDX).flatten(0, 1), IDX.flatten()))
 
 
 @pytest.mark.parametrize(
@@ -130,43 +134,43 @@ def test_a_file_that_cannot_be_read_is_refused_with_the_value(tmp_path, place, v
     content = bytearray(reference_bytes(3, 384)[0])
     content[4 * place : 4 * place + 4] = struct.pack("<i", value)
     (tmp_path / "model.bin").write_bytes(content)
-    with pytest.raises(ValueError, match=sentence):
-        read_llmc(tmp_path / "model.bin")
+    with pytest.raises(UserError, match=sentence):
+        read_model(tmp_path / "model.bin")
 
 
 @pytest.mark.parametrize("kept", [0, 3, 600, 1024, 30_000])
 def test_a_cut_file_is_refused(tmp_path, kept):
     (tmp_path / "model.bin").write_bytes(reference_bytes(3, 384)[0][:kept])
-    with pytest.raises(ValueError, match=r"no checkpoint of llm.c|is damaged"):
-        read_llmc(tmp_path / "model.bin")
-    with pytest.raises(FileNotFoundError, match=r"no file .*other.bin"):
-        read_llmc(tmp_path / "other.bin")
+    with pytest.raises(UserError, match=r"no checkpoint of llm.c|is damaged"):
+        read_model(tmp_path / "model.bin")
+    with pytest.raises(UserError, match=r"no file .*other.bin"):
+        read_model(tmp_path / "other.bin")
 
 
 def test_a_write_that_fails_leaves_the_older_file(tmp_path):
-    write_llmc(perturbed(), tmp_path / "model.bin")
+    write_model(perturbed(), tmp_path / "model.bin")
     before = (tmp_path / "model.bin").read_bytes()
     (tmp_path / "model.bin.tmp").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left"):
-        write_llmc(perturbed(), tmp_path / "model.bin")
+        write_model(perturbed(), tmp_path / "model.bin")
     assert [path.name for path in tmp_path.iterdir()] == ["model.bin"]
     assert (tmp_path / "model.bin").read_bytes() == before
 
 
 def test_another_architecture_is_not_written(tmp_path):
     model = build(ModernConfig(24, 301, 1, 2, 16, parts=Parts(norm="rms", tied=False)))
-    with pytest.raises(ValueError, match="not a model with norm rms, tied False"):
-        write_llmc(model, tmp_path / "model.bin")
+    with pytest.raises(UserError, match="not a model with norm rms, tied False"):
+        write_model(model, tmp_path / "model.bin")
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_writes_what_generate_opens(tmp_path):
-    perturbed().save_pretrained(tmp_path / "run" / "model")
-    done = run_python("-m", "gpt2.llmc", tmp_path / "run", tmp_path / "out.bin", "--dtype", "bf16")
-    assert done.stdout.endswith(f"out.bin: {perturbed().num_params():,} parameters in bf16\n")
-    assert read_llmc(tmp_path / "out.bin").config == CONFIG
-    refused = run_python("-m", "gpt2.llmc", tmp_path / "run", tmp_path / "out.pt", check=False)
-    assert refused.returncode == 2 and "out.pt does not end in .bin" in refused.stderr
+def test_the_command_writes_what_generate_opens(tmp_path, capsys):
+    save_pretrained(perturbed(), tmp_path / "run" / "model")
+    command.main(["convert", str(tmp_path / "run"), str(tmp_path / "out.bin"), "--dtype", "bf16"])
+    assert capsys.readouterr().out.endswith(f"out.bin: {perturbed().num_params():,} parameters in bf16\n")
+    assert from_pretrained(tmp_path / "out.bin").config == CONFIG == pretrained_config(tmp_path / "out.bin")
+    with pytest.raises(UserError, match=r"out\.pt does not end in \.bin"):
+        command.main(["convert", str(tmp_path / "run"), str(tmp_path / "out.pt")])
 
 
 @pytest.mark.skipif("LLM_C" not in os.environ, reason="LLM_C names no clone of llm.c")

@@ -1,4 +1,4 @@
-"""`gpt2/loader.py`: which token goes into which batch, whatever the processes, micro-batches and interruptions."""
+"""`gpt2/data/loader.py`: which token goes into which batch, whatever the processes, micro-batches and interruptions."""
 
 import time
 
@@ -7,9 +7,9 @@ import pytest
 import torch
 from conftest import run_python
 
-from gpt2.errors import UserError
-from gpt2.loader import Sequences, TokenLoader, shuffled
-from gpt2.shards import find_shards, write_shard
+from gpt2.data.loader import Sequences, TokenLoader, shuffled
+from gpt2.data.shards import find_shards, write_shard
+from gpt2.system.errors import UserError
 
 
 def line_of(folder) -> np.ndarray:

@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 from conftest import ROOT, run_python
 
-from gpt2.errors import UserError
-from gpt2.logs import RunLog, cut_log, read_log
-from gpt2.plot import plot_logs, positions
+from gpt2.logs.plot import plot_logs, positions
+from gpt2.logs.reader import read_log
+from gpt2.logs.writer import RunLog, truncate_log
+from gpt2.system.errors import UserError
 
 
 def make_log(path, steps: int = 30, first: int = 0) -> None:
@@ -148,7 +149,7 @@ def test_a_resumed_log_goes_on_from_where_the_checkpoint_stood(tmp_path):
         log.step(step, 1.0 + step, 1.0, 1.0, 1.0, 1)
     with open(path, "a") as file:  # killed within a line
         file.write("step   20 | lo")
-    cut_log(path, position)
+    truncate_log(path, position)
     assert path.read_bytes().count(b"\n") == 10 and path.stat().st_size == position
     make_log(path, first=10)
     whole = read_log(path)
@@ -156,7 +157,7 @@ def test_a_resumed_log_goes_on_from_where_the_checkpoint_stood(tmp_path):
     np.testing.assert_allclose(whole.loss[:10], 1 + np.arange(10))
     np.testing.assert_allclose(whole.loss[10:], 10 - np.arange(10, 30) / 7, atol=1e-6)
     before = path.read_bytes()
-    cut_log(path, len(before) + 1)
+    truncate_log(path, len(before) + 1)
     assert path.read_bytes() == before
 
 
@@ -220,8 +221,8 @@ def test_only_the_first_process_writes(tmp_path):
 def test_plotting_overlays_logs_into_a_picture(tmp_path):
     for name in "ab":
         make_log(tmp_path / f"{name}.txt")
-    run_python("-m", "gpt2.plot", tmp_path / "a.txt", "-o", tmp_path / "one.png")
-    run_python("-m", "gpt2.plot", tmp_path / "a.txt", tmp_path / "b.txt", "-o", tmp_path / "two.png")
+    run_python("-m", "gpt2", "plot", tmp_path / "a.txt", "-o", tmp_path / "one.png")
+    run_python("-m", "gpt2", "plot", tmp_path / "a.txt", tmp_path / "b.txt", "-o", tmp_path / "two.png")
     one, two = (matplotlib.image.imread(tmp_path / f"{name}.png") for name in ("one", "two"))
     assert one.shape[0] > 500 and one.std() > 0.01 and not np.array_equal(one, two)
 
@@ -263,7 +264,16 @@ def test_a_terminal_gets_a_bar_and_a_file_plain_lines(tmp_path):
     assert (tmp_path / "piped.txt").read_text() == (tmp_path / "shown.txt").read_text()
 
 
-NO_LOGS = ["", "no log\n", b"\xff\x00", "step    0 | loss: foo | lr: 1 | norm: 1 | dt: 1ms | tok/sec: 1"]
+README = (ROOT / "README.md").read_text(encoding="utf-8")  # it quotes lines of a log
+HEADER = "# command: train_gpt2.py demo\n# tokens: 4,096,000 = 2,000 steps of 2,048\n"
+NO_LOGS = [
+    "",
+    "no log\n",
+    b"\xff\x00",
+    README,
+    HEADER,
+    "step    0 | loss: foo | lr: 1 | norm: 1 | dt: 1ms | tok/sec: 1",
+]
 
 
 @pytest.mark.parametrize("content", [None, *NO_LOGS])
@@ -275,7 +285,7 @@ def test_a_file_that_is_no_log_is_refused(tmp_path, content):
 
 
 def test_a_refusal_is_one_sentence(tmp_path):
-    done = run_python("-m", "gpt2.plot", tmp_path / "log.txt", check=False)
+    done = run_python("-m", "gpt2", "plot", tmp_path / "log.txt", check=False)
     assert done.returncode == 2 and done.stderr.startswith("error: can't read the log") and done.stderr.count("\n") == 1
 
 
@@ -435,7 +445,7 @@ def test_bits_per_byte_are_drawn_for_every_loss(tmp_path):
 def test_a_speed_that_makes_no_sense_is_refused(tmp_path, flags):
     make_log(tmp_path / "log.txt", steps=1)
     out = tmp_path / "loss.png"
-    done = run_python("-m", "gpt2.plot", tmp_path / "log.txt", "-o", out, "--tokens-per-second", *flags, check=False)
+    done = run_python("-m", "gpt2", "plot", tmp_path / "log.txt", "-o", out, "--tokens-per-second", *flags, check=False)
     assert done.returncode == 2 and done.stderr.startswith("error: --tokens-per-second") and not out.exists()
 
 
@@ -455,5 +465,5 @@ def test_a_refused_file_lists_the_logs_that_are_read(tmp_path):
 def test_an_unwritable_picture_is_refused(tmp_path):
     make_log(tmp_path / "log.txt")
     for out in ("/proc/loss.png", tmp_path / "loss.nonsense"):
-        done = run_python("-m", "gpt2.plot", tmp_path / "log.txt", "-o", out, check=False)
+        done = run_python("-m", "gpt2", "plot", tmp_path / "log.txt", "-o", out, check=False)
         assert done.returncode == 2 and "can't write" in done.stderr

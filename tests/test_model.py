@@ -7,10 +7,15 @@ import torch
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gpt2 import model as model_module
-from gpt2.model import GPT, GPTConfig, chunked_cross_entropy, linear_cross_entropy
-from gpt2.optim import parameter_groups
-from gpt2.run import Optim
+from gpt2 import kernels
+from gpt2.config.run import Optim
+from gpt2.formats.build import named_config
+from gpt2.formats.huggingface import save_pretrained
+from gpt2.formats.load import from_pretrained
+from gpt2.kernels import chunked_cross_entropy, linear_cross_entropy
+from gpt2.model import GPT, GPTConfig
+from gpt2.optim.optimizer import parameter_groups
+from gpt2.system.errors import UserError
 
 SMALL = GPTConfig(block_size=32, vocab_size=301, n_layer=3, n_head=4, n_embd=64)
 
@@ -29,7 +34,7 @@ def perturbed(config: GPTConfig) -> GPT:
 def reference(request, tmp_path):
     """Our model and `transformers`' reading of the folder that it saved, in fp32."""
     model = perturbed(SMALL)
-    model.save_pretrained(tmp_path)
+    save_pretrained(model, tmp_path)
     model.requires_grad_(request.param)  # the attention formula differs with it on a CPU
     return model, GPT2LMHeadModel.from_pretrained(tmp_path).eval()
 
@@ -38,17 +43,17 @@ def test_logits_and_loss_equal_transformers(reference):
     model, theirs = reference
     idx = torch.randint(301, (2, 32))
     expected = theirs(idx, labels=idx)
-    torch.testing.assert_close(model(idx)[0], expected.logits, atol=1e-4, rtol=0)
-    loss = model(idx[:, :-1], idx[:, 1:])[1]
+    torch.testing.assert_close(model(idx), expected.logits, atol=1e-4, rtol=0)
+    loss = model(idx[:, :-1], idx[:, 1:])
     torch.testing.assert_close(loss, expected.loss, atol=1e-5, rtol=0)
 
 
 def test_gradients_equal_transformers(tmp_path):
     model = perturbed(SMALL)
-    model.save_pretrained(tmp_path)
+    save_pretrained(model, tmp_path)
     theirs = GPT2LMHeadModel.from_pretrained(tmp_path).eval()
     idx = torch.randint(301, (2, 32))
-    model(idx[:, :-1], idx[:, 1:])[1].backward()
+    model(idx[:, :-1], idx[:, 1:]).backward()
     theirs(idx, labels=idx).loss.backward()
     grads = dict(theirs.named_parameters())
     for name, p in model.named_parameters():
@@ -62,19 +67,19 @@ def test_loads_what_transformers_saved_and_back(tmp_path):
     config = GPT2Config(n_layer=2, n_head=2, n_embd=32, vocab_size=301, n_positions=24)
     theirs = GPT2LMHeadModel(config).eval()
     theirs.save_pretrained(tmp_path / "theirs")
-    model = GPT.from_pretrained(str(tmp_path / "theirs"))
-    model.save_pretrained(tmp_path / "ours")
+    model = from_pretrained(str(tmp_path / "theirs"))
+    save_pretrained(model, tmp_path / "ours")
     back = GPT2LMHeadModel.from_pretrained(tmp_path / "ours").eval()
     idx = torch.randint(301, (2, 24))
-    torch.testing.assert_close(model(idx)[0], theirs(idx).logits, atol=1e-4, rtol=0)
+    torch.testing.assert_close(model(idx), theirs(idx).logits, atol=1e-4, rtol=0)
     torch.testing.assert_close(back(idx).logits, theirs(idx).logits, atol=0, rtol=0)
     assert next(model.parameters()).requires_grad
 
 
 def test_the_published_sizes_have_the_published_parameter_counts():
     with torch.device("meta"):
-        counts = {name: GPT(GPTConfig.from_descriptor(name)).num_params() for name in ("gpt2", "gpt2-medium")}
-        xl = GPT(GPTConfig.from_descriptor("gpt2-xl")).num_params()
+        counts = {name: GPT(named_config(name)).num_params() for name in ("gpt2", "gpt2-medium")}
+        xl = GPT(named_config("gpt2-xl")).num_params()
     assert counts == {"gpt2": 124_439_808, "gpt2-medium": 354_823_168}
     assert xl == 1_557_611_200
 
@@ -96,7 +101,7 @@ def test_initial_weights_have_the_scale_of_the_paper():
         residual = state[f"transformer.h.3.{name}.c_proj.weight"]
         assert residual.std().item() == pytest.approx(0.02 / math.sqrt(2 * 8), rel=0.05)
     idx = torch.randint(4000, (4, 64))
-    assert model(idx, torch.randint(4000, (4, 64)))[1].item() == pytest.approx(math.log(4000), abs=0.15)
+    assert model(idx, torch.randint(4000, (4, 64))).item() == pytest.approx(math.log(4000), abs=0.15)
 
 
 def test_a_position_does_not_see_the_future():
@@ -106,7 +111,7 @@ def test_a_position_does_not_see_the_future():
     changed[0, 20:] = (changed[0, 20:] + 1) % 301
     for grad in (True, False):
         model.requires_grad_(grad)
-        before, after = model(idx)[0], model(changed)[0]
+        before, after = model(idx), model(changed)
         torch.testing.assert_close(before[:, :20], after[:, :20], atol=1e-5, rtol=0)
         assert not torch.allclose(before[:, 20:], after[:, 20:], atol=1e-3)
 
@@ -116,8 +121,8 @@ def test_cached_logits_equal_uncached_ones(pieces):
     model = perturbed(SMALL).requires_grad_(False)
     idx = torch.randint(301, (2, 32))
     cache = model.new_cache(2)
-    cached = torch.cat([model(part, cache=cache)[0] for part in idx.split(pieces, dim=1)], dim=1)
-    torch.testing.assert_close(cached, model(idx)[0], atol=1e-4, rtol=0)
+    cached = torch.cat([model(part, cache=cache) for part in idx.split(pieces, dim=1)], dim=1)
+    torch.testing.assert_close(cached, model(idx), atol=1e-4, rtol=0)
 
 
 def test_padding_rows_get_no_probability_and_no_gradient():
@@ -125,7 +130,7 @@ def test_padding_rows_get_no_probability_and_no_gradient():
     with torch.no_grad():
         model.transformer.wte.weight[301:] = 50.0  # would win every softmax
     idx = torch.randint(301, (2, 16))
-    logits, loss = model(idx)[0], model(idx, idx)[1]
+    logits, loss = model(idx), model(idx, idx)
     assert logits.shape == (2, 16, 301)
     torch.testing.assert_close(loss, F.cross_entropy(logits.flatten(0, 1), idx.flatten()))
     loss.backward()
@@ -153,8 +158,8 @@ def test_chunked_loss_equals_the_plain_one_and_its_gradients():
 
 
 def test_large_logits_are_never_held_whole(monkeypatch):
-    monkeypatch.setattr(model_module, "CHUNK_LOGITS", 10_000)
-    monkeypatch.setattr(model_module.chunked_cross_entropy, "__defaults__", (10_000,))
+    monkeypatch.setattr(kernels, "CHUNK_LOGITS", 10_000)
+    monkeypatch.setattr(kernels.chunked_cross_entropy, "__defaults__", (10_000,))
     seen = []
     linear = F.linear
     monkeypatch.setattr(F, "linear", lambda x, w: seen.append(x.size(0) * w.size(0)) or linear(x, w))
@@ -181,8 +186,8 @@ def test_another_architecture_is_refused(tmp_path):
     for name, change in (("other", {"activation_function": "relu"}), ("untied", {"tie_word_embeddings": False})):
         config = GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=301, n_positions=8, **change)
         GPT2LMHeadModel(config).save_pretrained(tmp_path / name)
-        with pytest.raises(ValueError, match=f"another architecture: its {next(iter(change))} is"):
-            GPT.from_pretrained(str(tmp_path / name))
+        with pytest.raises(UserError, match=f"another architecture: its {next(iter(change))} is"):
+            from_pretrained(str(tmp_path / name))
 
 
 @pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="torch before 2.13")
@@ -197,7 +202,7 @@ def test_torchs_own_fused_loss_equals_the_fallback():
 
 @pytest.mark.gpu
 def test_fp32_loss_on_a_gpu_equals_the_fallback(monkeypatch):
-    monkeypatch.setattr(model_module, "CHUNK_LOGITS", 10_000)
+    monkeypatch.setattr(kernels, "CHUNK_LOGITS", 10_000)
     x, weight = torch.randn(500, 64, device="cuda"), torch.randn(320, 64, device="cuda")
     targets = torch.randint(301, (500,), device="cuda")
     expected = chunked_cross_entropy(x.double(), weight.double(), targets, 301, chunk_logits=10_000)
@@ -207,25 +212,28 @@ def test_fp32_loss_on_a_gpu_equals_the_fallback(monkeypatch):
 
 def test_an_interrupted_save_keeps_the_older_weights(tmp_path, monkeypatch):
     model = perturbed(SMALL)
-    model.save_pretrained(tmp_path)
+    save_pretrained(model, tmp_path)
     before = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors.tmp").symlink_to("/dev/full")
     with torch.no_grad():
         model.transformer.wte.weight.add_(1)
     with pytest.raises(OSError, match="No space"):
-        model.save_pretrained(tmp_path)
+        save_pretrained(model, tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
 
 
 def test_unknown_names_and_impossible_sizes_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"'d13'.*d12.*gpt2-xl"):
-        GPTConfig.from_descriptor("d13")
+        named_config("d13")
     with pytest.raises(ValueError, match="not divisible by n_head 5"):
         GPTConfig(n_embd=64, n_head=5)
     with pytest.raises(ValueError, match="33 positions"):
         GPT(SMALL)(torch.zeros(1, 33, dtype=torch.long))
-    with pytest.raises(FileNotFoundError, match="no model folder"):
-        GPT.from_pretrained("no/such-model")
-    with pytest.raises(FileNotFoundError, match=r"has no config\.json; give a folder that save_pretrained wrote"):
-        GPT.from_pretrained(tmp_path)
+    with pytest.raises(UserError, match="no model folder 'no/such-model'"):
+        from_pretrained("no/such-model")
+    with pytest.raises(UserError, match="holds no model; give a run folder, or one that save_pretrained wrote"):
+        from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"has no model\.safetensors; give a folder that save_pretrained wrote"):
+        from_pretrained(tmp_path)

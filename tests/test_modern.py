@@ -1,4 +1,4 @@
-"""Every part of `gpt2.modern` is what its name says, alone and beside the others."""
+"""Every part of `gpt2.modern.model` is what its name says, alone and beside the others."""
 
 from dataclasses import replace
 
@@ -6,15 +6,17 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from gpt2.attention import attend, flex_attend
-from gpt2.build import build, from_pretrained, make_config, read_config
-from gpt2.evaluate import evaluating
-from gpt2.experts import _grouped_linear, arrange, grouped_linear
+from gpt2.config.presets import GPT_OSS, MAGNITUDE, SPEEDRUN
+from gpt2.config.run import Model
+from gpt2.evaluation.validation import evaluating
+from gpt2.formats.build import build, config_from_json, make_config
+from gpt2.formats.huggingface import save_pretrained
+from gpt2.formats.load import from_pretrained
 from gpt2.model import GPT, GPTConfig
-from gpt2.modern import Modern, ModernConfig
-from gpt2.parts import Parts
-from gpt2.presets import GPT_OSS, MAGNITUDE, SPEEDRUN
-from gpt2.run import Model
+from gpt2.modern.attention import attend, flex_attend
+from gpt2.modern.experts import _grouped_linear, dispatch, grouped_linear
+from gpt2.modern.model import Modern, ModernConfig, normalise_rows
+from gpt2.modern.parts import Parts
 
 SIZES = {"block_size": 32, "vocab_size": 300, "n_layer": 2, "n_head": 4, "n_embd": 32}
 LANGUINI = Parts(head_size=16, scale_embedding=True, init="languini", tied=False)
@@ -41,8 +43,14 @@ def model_of(parts: Parts, seed: int = 0, **sizes: int) -> Modern:
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.1)
-    model.constrain()
+    constrain(model)
     return model
+
+
+def constrain(model: Modern) -> None:
+    """What the optimiser does after every step."""
+    if model.config.parts.normalised_weights:
+        normalise_rows(model)
 
 
 def tokens(batch: int = 2, length: int = 32, vocab_size: int = 300) -> torch.Tensor:
@@ -60,8 +68,8 @@ def test_gpt2s_choice_of_every_part_is_gpt2_to_the_last_bit():
     ]
     assert plain.num_params() == modern.num_params()
     idx = tokens()
-    assert torch.equal(plain(idx)[0], modern(idx)[0])
-    losses = [model(idx[:, :-1], idx[:, 1:])[1] for model in (plain, modern)]
+    assert torch.equal(plain(idx), modern(idx))
+    losses = [model(idx[:, :-1], idx[:, 1:]) for model in (plain, modern)]
     assert torch.equal(*losses)
     for loss in losses:
         loss.backward()
@@ -74,12 +82,12 @@ def test_nothing_is_seen_before_its_time_and_the_cache_changes_nothing(parts: Pa
     model = model_of(parts)
     idx = tokens()
     with evaluating(model, torch.device("cpu"), "fp32"):
-        logits = model(idx)[0]
+        logits = model(idx)
         changed = idx.clone()
         changed[:, 20:] = (changed[:, 20:] + 7) % 300
-        assert_close(model(changed)[0][:, :20], logits[:, :20], atol=1e-5, rtol=0)
+        assert_close(model(changed)[:, :20], logits[:, :20], atol=1e-5, rtol=0)
         cache = model.new_cache(2)
-        pieces = [model(piece, cache=cache)[0] for piece in idx.split([10, 1, 1, 9, 1, 10], dim=1)]
+        pieces = [model(piece, cache=cache) for piece in idx.split([10, 1, 1, 9, 1, 10], dim=1)]
     assert_close(torch.cat(pieces, dim=1), logits, atol=1e-4, rtol=0)
 
 
@@ -90,14 +98,14 @@ def test_every_part_learns_and_has_a_gradient(parts: Parts):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     losses = []
     for step in range(15):
-        loss = model(idx[:, :-1], idx[:, 1:])[1]
+        loss = model(idx[:, :-1], idx[:, 1:])
         loss.backward()
         if step == 0:
             for name, p in model.named_parameters():
                 assert p.grad is not None and p.grad.abs().sum() > 0, f"{name} has no gradient"
         optimizer.step()
         optimizer.zero_grad()
-        model.constrain()
+        constrain(model)
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.5
 
@@ -105,10 +113,10 @@ def test_every_part_learns_and_has_a_gradient(parts: Parts):
 @pytest.mark.parametrize("parts", [SPEEDRUN, LANGUINI, SMALL_OSS, MAGNITUDE], ids=lambda p: f"{p.mlp} {p.init}")
 def test_saved_and_read_again_it_is_the_same_model(parts: Parts, tmp_path):
     model = model_of(parts)
-    model.save_pretrained(tmp_path / "model")
+    save_pretrained(model, tmp_path / "model")
     again = from_pretrained(str(tmp_path / "model"))
     assert again.config == model.config
-    assert torch.equal(again(tokens())[0], model(tokens())[0])
+    assert torch.equal(again(tokens()), model(tokens()))
 
 
 def test_gpt_oss_is_that_of_transformers():
@@ -145,10 +153,10 @@ def test_gpt_oss_is_that_of_transformers():
     with evaluating(ours, torch.device("cpu"), "fp32"):
         wanted = theirs(idx).logits
         assert wanted.std() > 0.5  # weights large enough for every part to matter
-        assert_close(ours(idx)[0], wanted, atol=1e-4, rtol=0)
+        assert_close(ours(idx), wanted, atol=1e-4, rtol=0)
         cache, pieces = ours.new_cache(2), []
         for piece in idx.split([20] + [1] * 20, dim=1):
-            pieces.append(ours(piece, cache=cache)[0])
+            pieces.append(ours(piece, cache=cache))
         assert_close(torch.cat(pieces, dim=1), wanted, atol=1e-4, rtol=0)
 
 
@@ -218,7 +226,7 @@ def test_rotary_rmsnorm_swiglu_and_shared_heads_are_those_of_llama():
     with evaluating(ours, torch.device("cpu"), "fp32"):
         wanted = theirs(idx).logits
         assert wanted.std() > 0.5
-        assert_close(ours(idx)[0], wanted, atol=1e-4, rtol=0)
+        assert_close(ours(idx), wanted, atol=1e-4, rtol=0)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -249,10 +257,10 @@ def test_a_window_hides_what_lies_before_it():
     model = model_of(Parts(windows=(4,), position="none"), n_layer=1)
     idx = tokens()
     with evaluating(model, torch.device("cpu"), "fp32"):
-        before = model(idx)[0]
+        before = model(idx)
         changed = idx.clone()
         changed[:, 10] = (changed[:, 10] + 1) % 300
-        differs = (model(changed)[0] - before).abs().amax((0, 2)) > 1e-6
+        differs = (model(changed) - before).abs().amax((0, 2)) > 1e-6
     assert differs.nonzero().flatten().tolist() == [10, 11, 12, 13]
 
 
@@ -273,7 +281,7 @@ def test_grouped_products_are_those_of_every_token_alone():
 def test_every_copy_gets_a_row_of_its_own_among_its_experts_rows(many):
     """In groups that begin at multiples of 8, which F.grouped_mm wants; all on one expert is the longest case."""
     for chosen in (torch.randint(4, (many,)), torch.full((many,), 1), torch.tensor([3] * (many - 1) + [0])):
-        place, expert, ends = arrange(chosen, 4)
+        place, expert, ends = dispatch(chosen, 4)
         assert place.unique().numel() == many
         assert torch.equal(expert[place].argmax(1), chosen) and expert.sum() == many
         assert torch.equal((place[:, None] >= ends).sum(1), chosen)
@@ -301,7 +309,7 @@ def test_experts_do_not_depend_on_the_micro_batch():
     def gradients(size: int) -> list[torch.Tensor]:
         model.zero_grad()
         for rows in idx.split(size):
-            (model(rows[:, :-1], rows[:, 1:])[1] * size / 4).backward()
+            (model(rows[:, :-1], rows[:, 1:]) * size / 4).backward()
         return [p.grad.clone() for p in model.parameters()]
 
     for whole, parts in zip(gradients(4), gradients(1), strict=True):
@@ -319,9 +327,9 @@ def test_the_balance_keeps_experts_busy_and_is_no_part_of_the_loss():
         idx = tokens(8)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
         for step in range(60):
-            loss = model(idx[:, :-1], idx[:, 1:])[1]
+            loss = model(idx[:, :-1], idx[:, 1:])
             if step == 0:
-                assert_close(loss, torch.nn.functional.cross_entropy(model(idx[:, :-1])[0].mT, idx[:, 1:]))
+                assert_close(loss, torch.nn.functional.cross_entropy(model(idx[:, :-1]).mT, idx[:, 1:]))
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -353,11 +361,11 @@ def train_for(model: Modern, steps: int, constrained: bool) -> None:
         for _ in range(32):
             rows.append(follows[rows[-1], torch.randint(3, (8,), generator=generator)])
         idx = torch.stack(rows, dim=1)
-        model(idx[:, :-1], idx[:, 1:])[1].backward()
+        model(idx[:, :-1], idx[:, 1:]).backward()
         optimizer.step()
         optimizer.zero_grad()
         if constrained:
-            model.constrain()
+            constrain(model)
 
 
 def row_norms(model: Modern) -> torch.Tensor:
@@ -392,10 +400,10 @@ def test_magnitudes_are_preserved_through_200_steps_and_break_without_it():
 def test_a_saved_model_of_one_magnitude_trains_on(tmp_path):
     """The rows that pad its tables are zero when it is read, and must not become NaN."""
     model = model_of(MAGNITUDE)
-    model.save_pretrained(tmp_path)
+    save_pretrained(model, tmp_path)
     model = from_pretrained(str(tmp_path))
     train_for(model, 3, constrained=True)
-    assert torch.isfinite(model(tokens()[:, :-1], tokens()[:, 1:])[1])
+    assert torch.isfinite(model(tokens()[:, :-1], tokens()[:, 1:]))
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
@@ -404,7 +412,7 @@ def test_a_config_survives_json():
     import json
 
     for config in (GPTConfig(**SIZES), ModernConfig(**SIZES, parts=SMALL_OSS)):
-        assert read_config(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+        assert config_from_json(json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 
 def test_a_run_with_gpt2s_parts_builds_gpt2():

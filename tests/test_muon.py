@@ -7,12 +7,12 @@ import torch
 from conftest import run_python
 from torch import nn
 
-from gpt2.build import build, make_config
+from gpt2.config.run import Model, Optim
+from gpt2.formats.build import build, make_config
 from gpt2.model import GPT, GPTConfig
-from gpt2.muon import divide, orthogonalise
-from gpt2.optim import make_optimizer
-from gpt2.parts import Parts
-from gpt2.run import Model, Optim
+from gpt2.modern.parts import Parts
+from gpt2.optim.muon import divide, orthogonalise
+from gpt2.optim.optimizer import make_optimizer
 
 MUON = Optim(kind="muon", lr=0.01, weight_decay=0.1)
 SHAPES = [(64, 64), (768, 768), (96, 600), (600, 96), (4, 80, 130), (3, 200, 48)]
@@ -121,7 +121,7 @@ def test_a_step_that_overflowed_leaves_weights_and_state_alone():
     x = torch.arange(16).view(2, 8)
 
     def step(spoilt: bool) -> list[torch.Tensor]:
-        scaler.scale(model(x, x)[1]).backward()
+        scaler.scale(model(x, x)).backward()
         if spoilt:
             model.get_submodule("transformer.h.0.mlp.c_fc").weight.grad[0, 0] = float("inf")
         scaler.step(optimizer)
@@ -137,11 +137,12 @@ def test_a_step_that_overflowed_leaves_weights_and_state_alone():
 
 DIVIDED = """
 import torch
-from gpt2.distributed import Processes, start, stop, wrap
-from gpt2.build import build, make_config
-from gpt2.optim import make_optimizer
-from gpt2.parts import Parts
-from gpt2.run import Model, Optim
+from gpt2.system.processes import Processes, start, stop
+from gpt2.training.distributed import wrap
+from gpt2.formats.build import build, make_config
+from gpt2.optim.optimizer import make_optimizer
+from gpt2.modern.parts import Parts
+from gpt2.config.run import Model, Optim
 
 PARTS = Parts(kv_heads=1, mlp="swiglu", experts=5, mlp_width=7, experts_per_token=5, balance=0.0)
 MUON = Optim(kind="muon", lr=0.02, weight_decay=0.1, eps=1e-4)  # biases of keys have gradients of noise alone
@@ -151,12 +152,12 @@ def train(processes, zero, layers, weights="fp32"):
     raw = build(make_config(Model("d12", 64, 8, layers, 3, 27), PARTS))
     raw.to(torch.float32 if weights == "fp32" else torch.bfloat16)
     model = wrap(raw, processes, zero=zero)
-    optimizer = make_optimizer(raw, MUON, weights, processes.rank, processes.world_size)
+    optimizer = make_optimizer(raw, MUON, weights, rank=processes.rank, world_size=processes.world_size)
     numbers = torch.Generator().manual_seed(1)
     for _ in range(3):
         x = torch.randint(64, (6, 8), generator=numbers)
         mine = x.chunk(processes.world_size)[processes.rank]
-        model(mine, mine)[1].backward()
+        model(mine, mine).backward()
         optimizer.step()
         optimizer.zero_grad()
     states = {n: optimizer.state[p] for n, p in raw.named_parameters()}

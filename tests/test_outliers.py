@@ -8,46 +8,46 @@ import numpy as np
 import pytest
 from conftest import run_python, train, train_words
 
-from gpt2 import checkpoint
-from gpt2.logs import read_log
-from gpt2.outliers import WINDOW, Outliers
-from gpt2.shards import write_shard
+from gpt2.data.shards import write_shard
+from gpt2.formats import checkpoint
+from gpt2.logs.reader import read_log
+from gpt2.optim.outliers import WINDOW, OutlierDetector
 
 
 def test_the_score_is_llm_cs_over_a_window_that_holds_the_new_value():
-    outliers = Outliers(3.0, 0.0)
+    outliers = OutlierDetector(3.0, 0.0)
     values = np.random.default_rng(0).normal(4.0, 0.1, 200)
     for value in values:
-        assert outliers.judge(value, 1.0) is None
+        assert outliers.check(value, 1.0) is None
     window = [*values[-WINDOW + 1 :], 5.0]
     z = (5.0 - np.mean(window)) / np.std(window)
-    assert outliers.judge(5.0, 1.0) == f"the loss is 5.0000, {z:.1f} standard deviations above its mean"
-    assert outliers.judge(3.0, 1.0) is None  # far below is welcome
+    assert outliers.check(5.0, 1.0) == f"the loss is 5.0000, {z:.1f} standard deviations above its mean"
+    assert outliers.check(3.0, 1.0) is None  # far below is welcome
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_is_skipped_at_once_and_leaves_the_window_alone(bad):
-    outliers = Outliers(0.0, 0.0)
-    assert outliers.judge(bad, 1.0) == f"the loss is {bad}"
-    assert outliers.judge(1.0, bad) == f"the gradient norm is {bad}" and outliers.in_a_row == 2
-    assert outliers.judge(1.0, 1.0) is None and outliers.in_a_row == 0
+    outliers = OutlierDetector(0.0, 0.0)
+    assert outliers.check(bad, 1.0) == f"the loss is {bad}"
+    assert outliers.check(1.0, bad) == f"the gradient norm is {bad}" and outliers.in_a_row == 2
+    assert outliers.check(1.0, 1.0) is None and outliers.in_a_row == 0
     assert list(outliers.windows["loss"]) == [1.0, 1.0]
 
 
 def test_nothing_is_skipped_before_the_window_is_full_or_where_nothing_varies():
-    outliers = Outliers(1.0, 1.0)
+    outliers = OutlierDetector(1.0, 1.0)
     for value in [1.0] * (WINDOW - 2) + [50.0]:
-        assert outliers.judge(value, value) is None
-    still = Outliers(1.0, 1.0)
-    assert all(still.judge(2.0, 2.0) is None for _ in range(2 * WINDOW))
+        assert outliers.check(value, value) is None
+    still = OutlierDetector(1.0, 1.0)
+    assert all(still.check(2.0, 2.0) is None for _ in range(2 * WINDOW))
 
 
 def test_what_was_seen_survives_json():
-    first, second = Outliers(3.0, 3.0), Outliers(3.0, 3.0)
+    first, second = OutlierDetector(3.0, 3.0), OutlierDetector(3.0, 3.0)
     for value in np.random.default_rng(0).normal(4.0, 0.1, 300):
-        first.judge(value, value)
+        first.check(value, value)
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
-    assert first.judge(4.5, 9.0) == second.judge(4.5, 9.0) != None  # noqa: E711
+    assert first.check(4.5, 9.0) == second.check(4.5, 9.0) != None  # noqa: E711
 
 
 def test_a_spike_in_the_data_is_skipped_and_logged_and_the_run_goes_on(tmp_path):
@@ -68,25 +68,24 @@ def test_a_spike_in_the_data_is_skipped_and_logged_and_the_run_goes_on(tmp_path)
         r"^step  140 \| skipped: the loss is [\d.]+, [\d.]+ standard deviations above its mean$", log, re.M
     )
     assert log.count("skipped") == 1 and len(read_log(folder / "log.txt").step) == 150
-    assert checkpoint.read(checkpoint.find(folder)[0])["updates"] == 149
+    assert checkpoint.read_record(checkpoint.list_checkpoints(folder)[0]).updates == 149
 
 
 POISONED = """
 import math, sys
 import torch
 import train_gpt2
-from gpt2.errors import run_command
+from gpt2.system.errors import run_command
 
-train_gpt2.RUN = train_gpt2.read_command_line()
-rank, calls, inner = {rank}, iter(range(10**6)), train_gpt2.accumulate
+rank, calls, inner = {rank}, iter(range(10**6)), train_gpt2.forward_backward
 
-def accumulate(training, *rest):
-    loss = inner(training, *rest)
+def forward_backward(state, *rest):
+    loss = inner(state, *rest)
     if next(calls) in {steps} and torch.distributed.get_rank() == rank:
-        next(training.model.parameters()).grad.view(-1)[0] = math.nan  # a bit that fell over, on one GPU alone
+        next(state.model.parameters()).grad.view(-1)[0] = math.nan  # a bit that fell over, on one GPU alone
     return loss
 
-train_gpt2.accumulate = accumulate
+train_gpt2.forward_backward = forward_backward
 run_command(train_gpt2.main)
 """
 
@@ -119,6 +118,6 @@ def test_too_many_skipped_in_a_row_end_the_run_and_name_the_last_good_checkpoint
 def test_fp16_skips_what_overflows_and_goes_on(tmp_path, shards):
     """The gradient scaler begins high, so that the first steps overflow on a model with a large loss scale."""
     train(shards, tmp_path / "run", "--system.precision", "fp16")
-    record = checkpoint.read(checkpoint.find(tmp_path / "run")[0])
+    record = checkpoint.read_record(checkpoint.list_checkpoints(tmp_path / "run")[0])
     skipped = (tmp_path / "run" / "log.txt").read_text().count("skipped")
-    assert record["updates"] == 20 - skipped and record["scaler"]["scale"] > 0
+    assert record.updates == 20 - skipped and record.scaler["scale"] > 0

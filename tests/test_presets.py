@@ -8,14 +8,15 @@ import pytest
 import torch
 from conftest import run_python
 
-from gpt2 import flops
-from gpt2.build import build, make_config
-from gpt2.errors import UserError
+from gpt2.config.checks import resolve
+from gpt2.config.presets import PRESETS
+from gpt2.config.run import Languini
+from gpt2.formats.build import build, make_config, named_config
 from gpt2.model import GPTConfig
-from gpt2.plan import Options, make_plan
-from gpt2.presets import PRESETS
-from gpt2.run import Languini, complete
-from gpt2.smoke_test import smoke_test
+from gpt2.planning import flops
+from gpt2.planning.inspect import inspect_preset
+from gpt2.planning.plan import Options, make_plan
+from gpt2.system.errors import UserError
 
 # C wide, L layers, T positions, V tokens. A GPT-2: V C + T C + L (12 C² + 13 C) + 2 C, where 12 C² + 13 C are
 # attention's 4 C² + 4 C, the MLP's 8 C² + 5 C, and 4 C in two norms. An untied head: V C more. No biases and no
@@ -65,7 +66,7 @@ def test_a_preset_has_the_published_parameters(name):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_says_its_tokens_and_its_work(name):
-    words, run = PRESETS[name][0], complete(PRESETS[name][1])
+    words, run = PRESETS[name][0], resolve(PRESETS[name][1])
     tokens = run.schedule.steps * run.data.batch_tokens
     work = flops.flops_per_token(config_of(name)) * tokens
     count, unit = re.search(r"([\d.]+) ([MB]) tokens(?! /s|/s)", words).groups()
@@ -88,7 +89,7 @@ def test_a_small_model_of_a_preset_starts_near_the_loss_of_chance(name):
     torch.manual_seed(0)
     network = build(make_config(small, replace(parts, **narrow)))
     idx, targets = torch.randint(300, (2, 4, 48))
-    loss = network(idx, targets)[1]
+    loss = network(idx, targets)
     loss.backward()
     assert loss.item() == pytest.approx(math.log(300), abs=0.3)
     assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
@@ -97,7 +98,7 @@ def test_a_small_model_of_a_preset_starts_near_the_loss_of_chance(name):
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_cost_of_every_preset_can_be_asked_for(name):
     plan = make_plan(Options(name))
-    assert plan.tokens == complete(PRESETS[name][1]).schedule.steps * plan.batch_tokens
+    assert plan.tokens == resolve(PRESETS[name][1]).schedule.steps * plan.batch_tokens
     assert plan.setup.micro_batch >= 1
 
 
@@ -114,12 +115,12 @@ def test_the_cost_of_every_preset_can_be_asked_for(name):
 def test_a_compute_class_has_the_published_steps(preset, batch, hours, steps):
     run = PRESETS[f"languini-{preset}"][1]
     run = replace(run, data=replace(run.data, batch_tokens=512 * batch), languini=replace(run.languini, hours=hours))
-    assert complete(run).schedule.steps == steps
+    assert resolve(run).schedule.steps == steps
 
 
 def test_a_compute_class_without_a_speed_is_refused():
-    with pytest.raises(UserError, match=r"--languini.hours 6 .*--languini.tokens-per-second.*gpt2.flops --sweep"):
-        complete(replace(PRESETS["languini-xl"][1], languini=Languini(hours=6.0)))
+    with pytest.raises(UserError, match=r"--languini.hours 6 .*--languini.tokens-per-second.*gpt2 sweep"):
+        resolve(replace(PRESETS["languini-xl"][1], languini=Languini(hours=6.0)))
 
 
 @pytest.mark.parametrize(
@@ -136,14 +137,14 @@ def test_a_compute_class_without_a_speed_is_refused():
     ],
 )
 def test_gpt3_descriptors_are_those_of_the_paper(descriptor, sizes):
-    config = GPTConfig.from_descriptor(descriptor)
+    config = named_config(descriptor)
     assert (config.n_layer, config.n_head, config.n_embd) == sizes and config.block_size == 2048
-    assert GPTConfig.from_descriptor(descriptor, block_size=64).block_size == 64
+    assert named_config(descriptor, block_size=64).block_size == 64
 
 
 def test_an_unknown_descriptor_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"'gpt3:c5'; known: d6, .*d84, gpt2, .*gpt2-xl, gpt3:c384, .*gpt3:c12288"):
-        GPTConfig.from_descriptor("gpt3:c5")
+        named_config("gpt3:c5")
 
 
 # ---- python -m gpt2.model ----
@@ -151,7 +152,7 @@ def test_an_unknown_descriptor_lists_the_known_ones():
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name.endswith("demo")])
 def test_the_smoke_test_shows_every_stage(name):
-    lines = list(smoke_test(name, PRESETS[name][1], torch.device("cpu")))
+    lines = list(inspect_preset(name, PRESETS[name][1], torch.device("cpu")))
     shown = {line.split("  ")[1].strip(): line.rsplit("  ", 1)[1].strip() for line in lines if line.startswith("  ")}
     assert lines[0] == f"{name}: {PUBLISHED[name]:,} parameters, on cpu"
     assert shown["tokens"] == "(2, 128)" and shown["logits"] == "(2, 128, 2048)"
@@ -166,18 +167,18 @@ def test_the_smoke_test_shows_every_stage(name):
 
 
 def test_the_smoke_test_is_a_command_with_a_default():
-    assert "(default: gpt2-124m)" in run_python("-m", "gpt2.model", "--help").stdout
-    out = run_python("-m", "gpt2.model", "demo", "--device", "cpu").stdout.splitlines()
+    assert "(default: gpt2-124m)" in run_python("-m", "gpt2", "inspect", "--help").stdout
+    out = run_python("-m", "gpt2", "inspect", "demo", "--device", "cpu").stdout.splitlines()
     assert out[0] == "demo: 1,071,872 parameters, on cpu" and re.match(r"forward in \d+\.\d\d s", out[-1])
 
 
 def test_the_smoke_test_of_an_unknown_preset_lists_the_known_ones():
-    done = run_python("-m", "gpt2.model", "gpt5", check=False)
+    done = run_python("-m", "gpt2", "inspect", "gpt5", check=False)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr == f"error: unknown preset 'gpt5'; known: {', '.join(PRESETS)}\n"
 
 
 def test_the_smoke_test_of_what_does_not_fit_is_refused(monkeypatch):
-    monkeypatch.setattr("gpt2.smoke_test.free_device_memory", lambda device: 2.0**30)
-    with pytest.raises(UserError, match=r"languini-xl needs \d\.\d GiB .* the 1.0 GiB .* gpt2.model shakespeare"):
-        next(smoke_test("languini-xl", PRESETS["languini-xl"][1], torch.device("cpu")))
+    monkeypatch.setattr("gpt2.planning.inspect.free_device_memory", lambda device: 2.0**30)
+    with pytest.raises(UserError, match=r"languini-xl needs \d\.\d GiB .* the 1.0 GiB .* gpt2 inspect shakespeare"):
+        next(inspect_preset("languini-xl", PRESETS["languini-xl"][1], torch.device("cpu")))

@@ -8,12 +8,14 @@ import pytest
 import torch
 from conftest import train
 
-from gpt2.errors import UserError
-from gpt2.generate import generate, load
-from gpt2.logs import read_log
-from gpt2.modern import Modern
-from gpt2.presets import PRESETS
-from gpt2.run import Languini, Run, complete
+from gpt2.config.checks import resolve
+from gpt2.config.presets import PRESETS
+from gpt2.config.run import Languini, Run
+from gpt2.formats.load import from_pretrained
+from gpt2.generate import generate
+from gpt2.logs.reader import read_log
+from gpt2.modern.model import Modern
+from gpt2.system.errors import UserError
 
 DEMOS = [name for name in PRESETS if name.endswith("-demo")]
 STEPS = ("--log.save-every", "10", "--log.keep", "9")
@@ -40,10 +42,10 @@ def test_a_demo_sibling_trains_resumes_is_evaluated_and_samples(preset: str, sha
     assert losses(folder) == losses(straight)
     assert losses(folder)["val"][-1] < losses(folder)["val"][0] - 0.05
     for one in (folder, straight):  # a resumed run's weights are the straight one's, and are found by its name
-        model = load(str(one))
+        model = from_pretrained(str(one))
         written = torch.cat(list(generate(model, torch.zeros(1, 1, dtype=torch.long), 24, temperature=0)), dim=1)
         assert written.shape == (1, 24)
-    first, second = (load(str(one)).state_dict() for one in (folder, straight))
+    first, second = (from_pretrained(str(one)).state_dict() for one in (folder, straight))
     assert all(torch.equal(first[name], second[name]) for name in second)
     if preset != "llmc-demo":
         assert isinstance(model, Modern) and model.config.parts == PRESETS[preset][1].parts
@@ -70,14 +72,14 @@ def test_a_batch_is_learned_by_heart(shards: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("languini", "words"),
     [
-        (Languini(hours=6), "--languini.hours 6 needs the reference accelerator's throughput"),
-        (Languini(hours=0, tokens_per_second=10), "--languini.hours 0 at 10 tokens/s is out of range"),
-        (Languini(hours=6, tokens_per_second=-1), "at -1 tokens/s is out of range"),
+        (Languini(hours=6), "--languini.hours 6 needs the throughput of this model on the reference accelerator"),
+        (Languini(hours=0, tokens_per_second=10), "--languini.hours 0 is out of range; give more than 0"),
+        (Languini(hours=6, tokens_per_second=-1), "--languini.tokens-per-second -1 is out of range; give more than 0"),
     ],
 )
 def test_a_class_without_hours_or_throughput_is_refused(languini: Languini, words: str):
     with pytest.raises(UserError) as error:
-        complete(Run(languini=languini))
+        resolve(Run(languini=languini))
     assert words in str(error.value)
 
 
@@ -89,7 +91,7 @@ def test_wrong_parts_are_refused_with_one_sentence_before_anything_runs(shards: 
 
 
 def test_a_small_gpu_is_asked_for_no_bf16():
-    system = complete(replace(PRESETS["speedrun"][1], system=replace(Run().system, small_gpu=True))).system
+    system = resolve(replace(PRESETS["speedrun"][1], system=replace(Run().system, small_gpu=True))).system
     assert (system.precision, system.weights, system.recompute) == ("fp16", "fp32", "mlp")
 
 

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gpt2.build import build, make_config
-from gpt2.errors import UserError
+from gpt2.config.presets import PRESETS
+from gpt2.config.run import Optim
+from gpt2.formats.build import build, make_config
 from gpt2.model import GPT, GPTConfig
-from gpt2.optim import make_optimizer, parameter_groups, role_of
-from gpt2.presets import PRESETS
-from gpt2.run import Optim
-from gpt2.schedule import learning_rate
+from gpt2.optim.optimizer import make_optimizer, parameter_groups, role_of
+from gpt2.optim.schedule import learning_rate
+from gpt2.system.errors import UserError
 
 
 def test_the_lecture_runs_schedule():
@@ -59,7 +59,7 @@ def test_a_step_of_the_optimiser_is_adamws_formula_and_only_matrices_decay():
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     moments = dict.fromkeys(before, (0.0, 0.0))
     for t in (1, 2, 3):
-        model(idx := torch.randint(64, (2, 8)), idx)[1].backward()
+        model(idx := torch.randint(64, (2, 8)), idx).backward()
         for name, p in model.named_parameters():
             m = 0.9 * moments[name][0] + 0.1 * p.grad
             v = 0.95 * moments[name][1] + 0.05 * p.grad**2
@@ -79,10 +79,10 @@ def train(model, optimizer, steps: int) -> float:
     """The loss after so many steps on one batch."""
     idx = torch.arange(16, device=next(model.parameters()).device).view(2, 8)
     for _ in range(steps):
-        model(idx, idx)[1].backward()
+        model(idx, idx).backward()
         optimizer.step()
         optimizer.zero_grad()
-    return model(idx, idx)[1].item()
+    return model(idx, idx).item()
 
 
 def test_adamw_is_torchs_to_the_last_digit():
@@ -118,7 +118,7 @@ def test_the_learning_rates_of_a_step_keep_their_proportions():
     model = build(make_config(run.model, run.parts))
     optimizer = make_optimizer(model, replace(run.optim, vector_lr=0.04, weight_decay=0.1))
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    update(SimpleNamespace(optimizer=optimizer, scaler=scaler, updates=0), 0.01, make=True)
+    update(SimpleNamespace(optimizer=optimizer, scaler=scaler, updates=0), 0.01, skip=False)
     named = dict(model.named_parameters())
     rates = {id(p): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
     expected = {

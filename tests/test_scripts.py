@@ -1,4 +1,4 @@
-"""The scripts: started again until a run is complete, true in what they say a run takes, and with flags that exist."""
+"""The scripts: started again until a run is resolve, true in what they say a run takes, and with flags that exist."""
 
 import os
 import re
@@ -15,12 +15,13 @@ import tyro
 from conftest import ROOT, train_words
 
 import fineweb
-from gpt2.build import make_config
-from gpt2.flops import flops_per_token, published_parameters
-from gpt2.hardware import HARDWARE
-from gpt2.logs import read_log
-from gpt2.presets import PRESETS
-from gpt2.run import Run, complete
+from gpt2.config.checks import resolve
+from gpt2.config.presets import PRESETS
+from gpt2.config.run import Run
+from gpt2.formats.build import make_config
+from gpt2.logs.reader import read_log
+from gpt2.planning.flops import flops_per_token, published_parameters
+from gpt2.planning.gpus import HARDWARE
 
 LANGUINI, README = ROOT / "scripts" / "languini.sh", ROOT / "scripts" / "README.md"
 
@@ -152,8 +153,8 @@ def test_every_real_run_has_a_script():
 
 @pytest.mark.parametrize("script", RUNS, ids=lambda path: path.stem)
 def test_a_script_says_what_its_run_takes(script):
-    """Tokens, steps, parameters and FLOPs as gpt2.flops counts them; hours and dollars as they follow from these."""
-    run = complete(PRESETS[script.stem][1])
+    """Tokens, steps, parameters and FLOPs as gpt2.planning counts them; hours and dollars follow from these."""
+    run = resolve(PRESETS[script.stem][1])
     config = make_config(run.model, run.parts)
     batch, steps = run.data.batch_tokens, run.schedule.steps
     flops = flops_per_token(config) * batch * steps
@@ -180,7 +181,7 @@ def test_languini_classes_have_the_steps_of_their_table():
     for hours, size, parameters, sequences, steps, tokens, flops in rows:
         run = PRESETS[f"languini-{size}"][1]
         run = replace(run, data=replace(run.data, batch_tokens=512 * int(sequences)))
-        run = complete(replace(run, languini=replace(run.languini, hours=float(hours))))
+        run = resolve(replace(run, languini=replace(run.languini, hours=float(hours))))
         config = make_config(run.model, run.parts)
         trained = run.data.batch_tokens * run.schedule.steps
         assert f"{run.schedule.steps:,}" == steps and f"{trained / 1e9:.1f}" == tokens

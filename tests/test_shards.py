@@ -1,4 +1,4 @@
-"""Promises of gpt2/shards.py and gpt2/files.py: two formats, whole or not at all, damage named, memory flat."""
+"""Token shards have two formats, appear whole or not at all, name their damage, and take little memory."""
 
 import json
 import os
@@ -12,9 +12,10 @@ from typing import BinaryIO
 import numpy as np
 import pytest
 
-from gpt2.errors import UserError
-from gpt2.files import write_whole
-from gpt2.shards import check_folder, find_shards, open_shard, sha256_of, write_index, write_shard
+from gpt2.data.check import check_folder
+from gpt2.data.shards import find_shards, open_shard, sha256_of, write_index, write_shard
+from gpt2.system.errors import UserError
+from gpt2.system.files import write_atomically
 
 ROOT = Path(__file__).parents[1]
 TOKENS = np.random.default_rng(0).integers(0, 50257, 5000).astype(np.uint16)
@@ -90,7 +91,7 @@ def test_reading_a_large_shard_keeps_memory_flat(tmp_path: Path) -> None:
         file.truncate(1024 + 2 * tokens)
     script = """
 import re, sys
-from gpt2.shards import open_shard
+from gpt2.data.shards import open_shard
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
 shard = open_shard(sys.argv[1])
 before, kept = peak(), []
@@ -223,14 +224,14 @@ def test_index_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
 @pytest.mark.parametrize("suffix", [".npy", ".bin"])
 def test_check_finds_a_flipped_byte(tmp_path: Path, suffix: str) -> None:
     paths = indexed_folder(tmp_path, suffix)
-    good = python("-m", "gpt2.shards", str(tmp_path))
+    good = python("-m", "gpt2", "check", str(tmp_path))
     assert (good.returncode, good.stderr) == (0, "")
     with open(paths[1], "r+b") as file:
         file.seek(3000)
         byte = file.read(1)[0]
         file.seek(3000)
         file.write(bytes([byte ^ 1]))
-    bad = python("-m", "gpt2.shards", str(tmp_path))
+    bad = python("-m", "gpt2", "check", str(tmp_path))
     assert bad.returncode == 2 and "Traceback" not in bad.stderr
     assert str(paths[1]) in bad.stderr and str(paths[2]) not in bad.stderr and "fineweb.py" in bad.stderr
 
@@ -245,8 +246,8 @@ def test_check_names_every_missing_and_short_shard(tmp_path: Path) -> None:
 
 def test_check_without_an_index_says_what_to_name(tmp_path: Path) -> None:
     for arguments in ([], [str(tmp_path)], [str(tmp_path), "b"]):
-        result = python("-m", "gpt2.shards", *arguments)
-        assert result.returncode == 2 and "python -m gpt2.shards" in result.stderr
+        result = python("-m", "gpt2", "check", *arguments)
+        assert result.returncode == 2 and "python -m gpt2.data.shards" in result.stderr
         assert "Traceback" not in result.stderr
 
 
@@ -260,7 +261,7 @@ def test_index_is_json_for_everyone(tmp_path: Path) -> None:
 
 def test_write_that_fails_keeps_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    write_whole(path, b"old")
+    write_atomically(path, b"old")
 
     def half(file: BinaryIO) -> None:
         file.write(b"new" * 10**6)
@@ -268,14 +269,14 @@ def test_write_that_fails_keeps_what_was_there(tmp_path: Path) -> None:
         raise RuntimeError("stopped halfway")
 
     with pytest.raises(RuntimeError, match="halfway"):
-        write_whole(path, half)
+        write_atomically(path, half)
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]
 
 
 def test_write_over_a_half_file_of_a_killed_run_succeeds(tmp_path: Path) -> None:
     (tmp_path / "file.tmp").write_bytes(b"much longer than what follows")
-    write_whole(tmp_path / "file", b"whole")
+    write_atomically(tmp_path / "file", b"whole")
     assert (tmp_path / "file").read_bytes() == b"whole"
     assert os.listdir(tmp_path) == ["file"]
 
@@ -296,7 +297,7 @@ def test_write_that_stops_among_the_tokens_says_why(tmp_path: Path, suffix: str)
     script = """
 import errno, resource, signal, sys
 import numpy as np
-from gpt2.shards import write_shard
+from gpt2.data.shards import write_shard
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 try:

@@ -7,19 +7,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import run_python
 
-import gpt2.optim
-import gpt2.sweep
-from gpt2.build import make_config
-from gpt2.distributed import Processes
-from gpt2.errors import UserError
-from gpt2.fit import setup_of
-from gpt2.flops import flops_per_token
-from gpt2.memory import memory
-from gpt2.presets import PRESETS
-from gpt2.run import Run
-from gpt2.sweep import Row, sweep, write_rows
+import gpt2.optim.optimizer
+import gpt2.training.sweep
+from gpt2 import __main__ as command
+from gpt2.config.presets import PRESETS
+from gpt2.config.run import Run
+from gpt2.formats.build import make_config
+from gpt2.planning.fits import setup_of
+from gpt2.planning.flops import flops_per_token
+from gpt2.planning.memory import memory
+from gpt2.system.errors import UserError
+from gpt2.system.processes import Processes
+from gpt2.training.sweep import Row, sweep, write_rows
 
 ONE = Processes(0, 0, 1, torch.device("cpu"))
 PEAK = 1e12
@@ -30,7 +30,7 @@ def one_thread(monkeypatch) -> Iterator[None]:
     """Models so small are slower on two threads than on one; and the machine's peak is not measured each time."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    monkeypatch.setattr(gpt2.sweep, "peak_flops", lambda device, precision: (PEAK, "assumed"))
+    monkeypatch.setattr(gpt2.training.sweep, "peak_flops", lambda device, precision: (PEAK, "assumed"))
     yield
     torch.set_num_threads(before)
 
@@ -45,7 +45,7 @@ def tiny(name: str = "demo") -> Run:
 
 
 def test_the_micro_batch_doubles_up_to_the_sequences_of_a_step(monkeypatch):
-    monkeypatch.setattr(gpt2.sweep, "SLOWER", 0.0)
+    monkeypatch.setattr(gpt2.training.sweep, "SLOWER", 0.0)
     rows, run = list(sweep("demo", tiny(), ONE)), tiny()
     assert [row.micro_batch for row in rows] == [1, 2, 4, 8]
     work = flops_per_token(make_config(run.model, run.parts))
@@ -64,7 +64,7 @@ def test_every_kind_of_model_is_swept(name):
 def rates(monkeypatch, *values: float) -> list[int]:
     """The micro-batches of a sweep that measures these tokens/s."""
     measured = iter(values)
-    monkeypatch.setattr(gpt2.sweep, "_tokens_per_second", lambda *words: next(measured))
+    monkeypatch.setattr(gpt2.training.sweep, "_tokens_per_second", lambda *words: next(measured))
     return [row.micro_batch for row in sweep("demo", tiny(), ONE)]
 
 
@@ -81,7 +81,7 @@ def test_a_sweep_ends_when_memory_does(monkeypatch):
             raise torch.OutOfMemoryError
         return 1.0 * size
 
-    monkeypatch.setattr(gpt2.sweep, "_tokens_per_second", measure)
+    monkeypatch.setattr(gpt2.training.sweep, "_tokens_per_second", measure)
     assert [row.micro_batch for row in sweep("demo", tiny(), ONE)] == [1, 2]
     largest = 0
     with pytest.raises(UserError, match="not one sequence of demo fits"):
@@ -89,12 +89,12 @@ def test_a_sweep_ends_when_memory_does(monkeypatch):
 
 
 def test_on_a_cpu_half_of_the_free_memory_is_the_end(monkeypatch):
-    monkeypatch.setattr(gpt2.sweep, "_tokens_per_second", lambda *words: 1.0)
+    monkeypatch.setattr(gpt2.training.sweep, "_tokens_per_second", lambda *words: 1.0)
     run = tiny()
     config = make_config(run.model, run.parts)
     needed = memory(config, replace(setup_of(run, config, ONE), micro_batch=4)).total
     for free, sizes in ((2 * needed, [1, 2, 4]), (2 * needed - 1, [1, 2])):
-        monkeypatch.setattr(gpt2.sweep, "free_device_memory", lambda device, free=free: free)
+        monkeypatch.setattr(gpt2.training.sweep, "free_device_memory", lambda device, free=free: free)
         assert [row.micro_batch for row in sweep("demo", run, ONE)] == sizes
 
 
@@ -102,20 +102,20 @@ def test_each_step_updates_the_model(monkeypatch):
     updated = []
 
     def make_optimizer(model, *settings):
-        optimizer = gpt2.optim.make_optimizer(model, *settings)
+        optimizer = gpt2.optim.optimizer.make_optimizer(model, *settings)
         optimizer.register_step_pre_hook(lambda *_: updated.append(all(p.grad is not None for p in model.parameters())))
         return optimizer
 
-    monkeypatch.setattr(gpt2.sweep, "make_optimizer", make_optimizer)
+    monkeypatch.setattr(gpt2.training.sweep, "make_optimizer", make_optimizer)
     next(sweep("demo", tiny(), ONE))
-    assert updated == [True] * (gpt2.sweep.WARMUP + gpt2.sweep.MEASURED)
+    assert updated == [True] * (gpt2.training.sweep.WARMUP + gpt2.training.sweep.MEASURED)
 
 
 def test_the_speed_is_the_median_of_the_steps_after_the_first_ones(monkeypatch):
-    seconds = [100.0] * gpt2.sweep.WARMUP + [float(i) for i in range(1, gpt2.sweep.MEASURED + 1)]
+    seconds = [100.0] * gpt2.training.sweep.WARMUP + [float(i) for i in range(1, gpt2.training.sweep.MEASURED + 1)]
     clock = iter([time for step in seconds for time in (0.0, step)])
-    monkeypatch.setattr(gpt2.sweep, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
-    median = (gpt2.sweep.MEASURED + 1) / 2
+    monkeypatch.setattr(gpt2.training.sweep, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    median = (gpt2.training.sweep.MEASURED + 1) / 2
     assert next(sweep("demo", tiny(), ONE)).tokens_per_second == pytest.approx(16 / median)
 
 
@@ -138,15 +138,14 @@ def test_a_file_that_cannot_be_written_is_refused(tmp_path):
 
 
 def test_an_unknown_preset_is_refused():
-    done = run_python("-m", "gpt2.flops", "--sweep", "gpt5", check=False)
-    assert done.returncode == 2 and done.stderr.startswith("error: unknown preset 'gpt5'; known: gpt2-124m, demo")
+    with pytest.raises(UserError, match="unknown preset 'gpt5'; known: gpt2-124m, demo"):
+        command.main(["sweep", "gpt5"])
 
 
 def test_the_command_says_which_speed_to_use(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(PRESETS, "tiny", ("a tiny model", tiny()))
     flags = ["--out", str(tmp_path / "s.csv"), "--device", "cpu", "--compile", "off", "--precision", "fp32"]
-    monkeypatch.setattr("sys.argv", ["flops", "--sweep", "tiny", *flags])
-    gpt2.sweep.main()
+    command.main(["sweep", "tiny", *flags])
     with open(tmp_path / "s.csv", newline="") as file:
         best = max(float(row["tokens_per_second"]) for row in csv.DictReader(file))
     assert capsys.readouterr().out.splitlines()[-1] == f"--languini.tokens-per-second {best:.0f}"

@@ -9,22 +9,18 @@ import pytest
 import torch
 from conftest import ROOT, make_shards, run_python, train
 
-from gpt2 import telemetry
-from gpt2.distributed import Processes
-from gpt2.errors import UserError
-from gpt2.flops import flops_per_token
-from gpt2.hardware import HARDWARE, find_hardware
-from gpt2.logs import RunLog, read_log
+from gpt2.logs import trackers
+from gpt2.logs.reader import read_log
+from gpt2.logs.trackers import TensorBoard, check_trackers, open_trackers
+from gpt2.logs.writer import RunLog
 from gpt2.model import GPT, GPTConfig
-from gpt2.telemetry import (
-    TensorBoard,
-    check_trackers,
-    describe_machine,
-    gpu_state,
-    layer_norms,
-    open_trackers,
-    peak_flops,
-)
+from gpt2.planning import gpus
+from gpt2.planning.flops import flops_per_token
+from gpt2.planning.gpus import HARDWARE, find_hardware, peak_flops
+from gpt2.system.errors import UserError
+from gpt2.system.processes import Processes
+from gpt2.training import telemetry
+from gpt2.training.telemetry import describe_machine, gpu_state, layer_norms
 
 SMALL = GPTConfig(block_size=16, vocab_size=257, n_layer=2, n_head=2, n_embd=32)
 ONE = Processes(0, 0, 1, torch.device("cpu"))
@@ -88,7 +84,7 @@ def test_tensorboard_shows_a_resumed_run_as_one_curve(tmp_path):
 
 
 def test_a_missing_tracker_is_refused_with_the_command_that_installs_it(monkeypatch):
-    monkeypatch.setattr(telemetry.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
     check_trackers(False, False)
     for name in ("tensorboard", "wandb"):
         with pytest.raises(UserError, match=f"--log.{name} needs .* pip install {name}$"):
@@ -135,7 +131,7 @@ def test_norms_are_those_of_whole_layers():
     torch.manual_seed(0)
     model = GPT(SMALL)
     x = torch.randint(257, (2, 16))
-    model(x, x)[1].backward()
+    model(x, x).backward()
     norms = layer_norms(model)
     assert list(norms) == ["wte", "wpe", "h.0", "h.1", "ln_f"]
     for name, (gradient, weight) in norms.items():
@@ -152,9 +148,10 @@ def test_norms_are_those_of_whole_layers():
 DIVIDED = """
 import sys, torch
 from torch.nn.parallel import DistributedDataParallel
-from gpt2.distributed import start, stop, wrap
+from gpt2.system.processes import start, stop
+from gpt2.training.distributed import wrap
 from gpt2.model import GPT
-from gpt2.telemetry import layer_norms
+from gpt2.training.telemetry import layer_norms
 from test_telemetry import SMALL
 processes = start("cpu")
 found = []
@@ -163,7 +160,7 @@ for zero in (0, 2, 3):
     raw = GPT(SMALL)
     model = wrap(raw, processes, zero=zero)
     x = torch.randint(257, (2, 16), generator=torch.Generator().manual_seed(processes.rank))
-    model(x, x)[1].backward()
+    model(x, x).backward()
     found.append(layer_norms(model))
 for other in found[1:]:
     for name in found[0]:
@@ -232,7 +229,7 @@ def test_measuring_another_device_takes_under_a_second(monkeypatch, rate):
         spent.append((repeats + 3) * 2 * size**3 / rate)
         return rate
 
-    monkeypatch.setattr(telemetry, "matmul_rate", matmul_rate)
+    monkeypatch.setattr(gpus, "matmul_rate", matmul_rate)
     assert peak_flops(torch.device("cpu"), "bf16")[0] == rate and sum(spent) < 1
 
 
@@ -244,7 +241,7 @@ def test_another_device_is_measured():
 def test_a_gpu_with_an_unknown_precision_is_measured(monkeypatch):
     """bf16 on a V100, which its data sheet doesn't have."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100-SXM2-16GB")
-    monkeypatch.setattr(telemetry, "matmul_rate", lambda device, dtype, **sizes: 1e12)
+    monkeypatch.setattr(gpus, "matmul_rate", lambda device, dtype, **sizes: 1e12)
     assert peak_flops(torch.device("cuda", 0), "bf16") == (1e12, "bf16, 1 TFLOP/s (measured, 2048³ matrix product)")
 
 

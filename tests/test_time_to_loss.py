@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import ROOT, run_python
 
-from gpt2.shards import find_shards
-from gpt2.tokenizer import get_encoding
+from gpt2.data.shards import find_shards
+from gpt2.data.tokenizer import get_encoding
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import time_to_loss

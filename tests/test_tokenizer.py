@@ -1,4 +1,4 @@
-"""Promises of gpt2/tokenizer.py: any size, any text, GPT-2 itself at 50257, and nothing but the checked merges."""
+"""Promises of gpt2/data/tokenizer.py: any size, any text, GPT-2 itself at 50257, and nothing but the checked merges."""
 
 import importlib.util
 import itertools
@@ -13,9 +13,9 @@ import pytest
 import tiktoken
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
-from gpt2 import tokenizer
-from gpt2.errors import UserError
-from gpt2.tokenizer import END_OF_TEXT, get_encoding, token_bytes
+from gpt2.data import tokenizer
+from gpt2.data.tokenizer import END_OF_TEXT, get_encoding, token_bytes
+from gpt2.system.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 SIZES = (257, 258, 300, 1024, 20000, 50257)

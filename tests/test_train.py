@@ -3,22 +3,26 @@
 import dataclasses
 import json
 import re
+import shlex
+import subprocess
 import time
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_shards, run_python, train
+from conftest import ROOT, command, make_shards, run_python, train, train_words
 from safetensors.torch import load_file
 from transformers import GPT2LMHeadModel
 
-import gpt2.fit
-from gpt2.distributed import Processes
-from gpt2.logs import read_log
-from gpt2.presets import PRESETS
-from gpt2.run import System, from_json, to_json
-from gpt2.shards import write_index, write_shard
-from train_gpt2 import make_model
+import gpt2.training.execution
+from gpt2 import __main__ as gpt2_command
+from gpt2.config.presets import PRESETS
+from gpt2.config.run import System, from_json, to_json
+from gpt2.data.shards import write_index, write_shard
+from gpt2.formats.build import build, make_config
+from gpt2.logs.reader import read_log
+from gpt2.system.errors import UserError
+from gpt2.system.processes import Processes
 
 
 def test_one_process_of_eight_micro_steps_equals_two_of_four(shards, tmp_path):
@@ -107,7 +111,7 @@ def test_a_compiled_run_follows_the_plain_one_and_compiles_once_whatever_is_eval
     items = [{"ctx": "a" * n, "endings": ["b" * m for m in range(1, 5)], "label": n % 4} for n in range(1, 9)]
     (tmp_path / "items.jsonl").write_text("\n".join(map(json.dumps, items)))
     flags = ("--eval.accuracy", "--eval.last-n", "4", "--eval.sample-every", "10", "--eval.hellaswag-every", "10")
-    flags += ("--eval.hellaswag", str(tmp_path / "items.jsonl"), "--model.n-layer", "4")
+    flags += ("--eval.hellaswag", str(tmp_path / "items.jsonl"))
     train(shards, tmp_path / "plain", *flags, preset=preset, processes=2)
     monkeypatch.setenv("TORCH_LOGS", "recompiles")
     flags += ("--system.compile", "on", "--system.zero", str(zero), "--system.recompute", recompute)
@@ -185,6 +189,24 @@ def test_the_first_demo_step_is_done_within_eight_seconds(tmp_path):
     assert min(seconds) < 8 * 1.5, seconds  # the whole torchrun, on a machine that may be busy
 
 
+def test_a_closed_pipe_is_no_mistake(shards, tmp_path):
+    """`train_gpt2.py … | head -1`: the run goes on quietly to its end."""
+    words = shlex.join(map(str, command(*train_words(shards, tmp_path / "run"))["args"]))
+    pipe = ["bash", "-c", f"{words} | head -1; exit ${{PIPESTATUS[0]}}"]
+    done = subprocess.run(pipe, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode in (0, 141) and done.stdout.count("\n") == 1
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+    assert (tmp_path / "run" / "DONE").exists()
+
+
+def test_an_unknown_command_is_refused_with_those_that_exist(capsys):
+    with pytest.raises(UserError, match="unknown command 'trian'; give one of generate, evaluate"):
+        gpt2_command.main(["trian"])
+    gpt2_command.main(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[2:]] == list(gpt2_command.COMMANDS)
+
+
 def test_presets_survive_json():
     for _, run in PRESETS.values():
         assert from_json(to_json(run)) == run
@@ -222,7 +244,7 @@ def wrong(shards, tmp_path, *flags: str) -> str:
         (("--log.folder", "/proc/run"), "can't write to /proc/run"),
         (("--model.init", "d13"), "unknown model 'd13'; known: d6, d12"),
         (("--model.n-head", "3"), "n_embd 32 is not divisible by n_head 3"),
-        (("--system.device", "cuda"), "--system.device cuda is not to be had by 1 process"),
+        (("--system.device", "cuda"), "--system.device cuda is not available on this machine; available: cpu"),
         (("--optim.clip", "-1"), "--optim.clip -1.0 is out of range; give 0 or more"),
         (("--schedule.warmup", "-1"), "--schedule.warmup -1 is out of range; give 0 or more"),
         (("--optim.skip-norm-z", "12"), "--optim.skip-norm-z 12 would never act"),
@@ -290,7 +312,7 @@ def test_a_micro_batch_that_fails_leaves_no_gradient_behind(monkeypatch):
     """The search for the largest micro-batch must not train: running out of memory in backward is part of it."""
     run = dataclasses.replace(PRESETS["demo"][1], system=System(micro_batch="auto"))
     one = Processes(0, 0, 1, torch.device("cpu"))
-    model = make_model(run, one)
+    model = build(make_config(run.model, run.parts))
 
     def attempt_all(attempt, sequences, sequence_bytes, processes):
         handle = model.transformer.h[0].mlp.c_fc.weight.register_hook(out_of_memory)
@@ -304,8 +326,8 @@ def test_a_micro_batch_that_fails_leaves_no_gradient_behind(monkeypatch):
         assert any(p.grad is not None for p in model.parameters())
         raise torch.OutOfMemoryError("as CUDA says it")
 
-    monkeypatch.setattr(gpt2.fit, "choose_micro_batch", attempt_all)
-    assert gpt2.fit.find_micro_batch(run, model, model.config, "fp32", False, one) == 16
+    monkeypatch.setattr(gpt2.training.execution, "choose_micro_batch", attempt_all)
+    assert gpt2.training.execution.choose_execution(run, model, one).micro_batch == 16
 
 
 GPU_RUNS = {

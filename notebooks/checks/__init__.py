@@ -1,7 +1,5 @@
 """What a notebook needs beside `gpt2/`: a beginning, and checkers for "Your turn", one module a notebook.
 
-Holds: `start`, `exercise`, `Wrong`, `expect`, `expect_equal`.
-
 A checker takes the reader's function and raises `Wrong` with a sentence that says what is wrong. `exercise` turns it
 into one that prints: nothing that a reader types can stop the notebook.
 """
@@ -42,7 +40,7 @@ def start(seed: int = 0) -> None:
     import numpy as np
     import torch
 
-    from gpt2.plot import style
+    from gpt2.logs.plot import style
 
     torch.manual_seed(seed)
     np.random.seed(seed)

@@ -31,7 +31,7 @@ def left_over(solution) -> None:
 @exercise
 def wsd(solution) -> None:
     """Warm-up, stable, decay."""
-    from gpt2.schedule import learning_rate
+    from gpt2.optim.schedule import learning_rate
 
     def at(step: int, *more: float) -> float:
         found = solution(step, 2.0, 1000, 100, *more)
@@ -105,15 +105,14 @@ def lion(solution) -> None:
 
 
 class Guess(nn.Module):
-    """A bigram model with the face of GPT-2: (x, y) → (logits, mean loss over the targets that count)."""
+    """A bigram model with the interface of GPT-2: (x, y) → the mean loss over the targets that count."""
 
     def __init__(self) -> None:
         super().__init__()
         self.table = nn.Parameter(torch.randn(5, 5, generator=torch.Generator().manual_seed(0)))
 
     def forward(self, x, y):
-        logits = self.table[x]
-        return logits, F.cross_entropy(logits.flatten(0, 1), y.flatten())
+        return F.cross_entropy(self.table[x].flatten(0, 1), y.flatten())
 
 
 @exercise
@@ -128,7 +127,7 @@ def backward_unequal(solution) -> None:
     def gradient(weights: tuple[float, float]) -> torch.Tensor:
         model.zero_grad()
         for weight, (micro_x, micro_y) in zip(weights, parts, strict=True):
-            (weight * model(micro_x, micro_y)[1]).backward()
+            (weight * model(micro_x, micro_y)).backward()
         return model.table.grad.clone()
 
     wanted, undivided, alike = (gradient(weights) for weights in ((0.75, 0.25), (1.0, 1.0), (0.5, 0.5)))
@@ -153,7 +152,7 @@ def backward_unequal(solution) -> None:
     )
     last = parts[-1]
     model.zero_grad()
-    (model(*last)[1] * 0.25).backward()
+    (model(*last) * 0.25).backward()
     expect(not torch.allclose(found, model.table.grad), "only the last micro-batch has a part in it")
     expect_equal(found, wanted, "the gradient")
     expect(

@@ -66,8 +66,8 @@ def take_back(solution) -> None:
     )
     expect(left == 5, f"after 8 positions and taking back 3, the cache counts {left}; 8 - 3 = 5")
     expect(cache.length == 16, f"the cache had room for 16 positions and now has {cache.length}; leave the room alone")
-    uncached = model(torch.cat([text[:, :5], other], dim=1))[0][:, 5:]
-    cached = model(other, cache=cache)[0]
+    uncached = model(torch.cat([text[:, :5], other], dim=1))[:, 5:]
+    cached = model(other, cache=cache)
     expect(
         torch.allclose(cached, uncached, atol=1e-3),
         f"going on from there gives logits that are off by up to {(cached - uncached).abs().max():.2g} from those "

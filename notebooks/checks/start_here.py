@@ -3,7 +3,7 @@
 import numpy as np
 
 from checks import exercise, expect, expect_equal
-from gpt2.plot import smooth
+from gpt2.logs.plot import smooth
 
 
 @exercise

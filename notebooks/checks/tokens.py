@@ -5,7 +5,7 @@ import math
 import regex
 
 from checks import exercise, expect, expect_equal
-from gpt2.tokenizer import get_encoding
+from gpt2.data.tokenizer import get_encoding
 
 TEXTS = ["", "in 1984", "x2 + 34 = 5.60", "it's 12'th  7\n\n 8 people", "٣٤ ½ x²", "    return 100\n"]
 

@@ -1,0 +1,1 @@
+"""What a run is, as data: the tree of settings, their checks, the named presets, and the command line."""

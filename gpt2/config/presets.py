@@ -1,0 +1,252 @@
+"""The named runs, as data.
+
+Built in notebook 12; the families in notebooks 13 to 17.
+
+Sources: the lecture (build-nanogpt), llm.c's scripts, modded-nanogpt's eighth record (2024-11-03, with the
+bf16 weights of its tenth), Languini's GPT baseline
+(arXiv 2309.11197), gpt-oss (arXiv 2508.10925), EDM2 (arXiv 2312.02696).
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from gpt2.config.run import Data, Eval, Languini, Log, Model, Optim, Run, Schedule, System
+from gpt2.modern.parts import Parts
+
+STDLIB = Data(shards="data/stdlib-2048", batch_tokens=2048, seed=1)
+
+
+def _llmc(model: str, batch: int, lr: float, final: float, steps: int, save_every: int, name: str, shards: str) -> Run:
+    """A run of llm.c's scripts."""
+    return Run(
+        model=Model(init=model),
+        data=Data(shards=shards, batch_tokens=batch, seed=42),
+        optim=Optim(lr=lr),
+        schedule=Schedule(steps=steps, warmup=700, final_fraction=final),
+        eval=Eval(hellaswag_every=250, sample_every=20_000),
+        log=Log(folder=f"runs/{name}", save_every=save_every),
+        system=System(zero=1),
+    )
+
+
+def _languini(
+    size: str,
+    layers: int,
+    width: int,
+    heads: int,
+    head_size: int,
+    batch: int = 128,
+    hours: float | None = None,
+    speed: float | None = None,
+) -> Run:
+    """A run of Languini's GPT baseline. Without a published throughput, its steps are those of small's 6 hours."""
+    return Run(
+        model=Model(init="d12", vocab_size=16_384, block_size=512, n_layer=layers, n_head=heads, n_embd=width),
+        parts=Parts(head_size=head_size, scale_embedding=True, init="languini", tied=False),
+        data=Data(shards="data/books-16384", batch_tokens=512 * batch),
+        optim=Optim(lr=6e-4, weight_decay=0.0, clip=0.0),
+        schedule=Schedule(steps=18_265, kind="languini", warmup=200, final_fraction=0.01),
+        eval=Eval(every=1000, tokens=512 * 2048, last_n=128, accuracy=True, sample_every=1000, prompt="The"),
+        log=Log(folder=f"runs/languini-{size}", save_every=1000, norms_every=100),
+        languini=Languini(hours=hours, tokens_per_second=speed),
+    )
+
+
+GPT2 = Parts()
+SPEEDRUN = Parts(
+    norm="rms-plain",
+    norm_embedding=True,
+    position="rotary",
+    bias=False,
+    qk_norm=True,
+    mlp="relu2",
+    init="zero",
+    tied=False,
+)
+GPT_OSS = Parts(
+    norm="rms",
+    position="rotary",
+    rotary_base=150_000.0,
+    kv_heads=3,
+    windows=(128, "full"),
+    sinks=True,
+    mlp="swiglu-clamped",
+    mlp_width=768,
+    experts=8,
+    experts_per_token=2,
+    tied=False,
+)
+MAGNITUDE = Parts(
+    norm="rms-plain",
+    position="rotary",
+    bias=False,
+    qk_norm=True,
+    mlp="mp-silu",
+    normalised_weights=True,
+    residual="magnitude",
+    gain=True,
+    tied=False,
+)
+
+
+def _demo(name: str, optim: Optim, schedule: Schedule, parts: Parts = GPT2, **system: Any) -> Run:
+    """A sibling of a family's run for a laptop: the same parts, small, on the standard library's text."""
+    return Run(
+        model=Model(init="d6", vocab_size=2048, block_size=128, n_layer=4, n_head=4, n_embd=128),
+        parts=parts,
+        data=STDLIB,
+        optim=optim,
+        schedule=schedule,
+        log=Log(folder=f"runs/{name}", save_every=500),
+        eval=Eval(every=250, tokens=65_536, sample_every=1000, samples=1, sample_tokens=96, prompt="def "),
+        system=System(micro_batch=8, **system),
+    )
+
+
+_GPT3 = _llmc("gpt3:c768", 524_288, 6e-4, 0.1, 572_204, 10_000, "gpt3-125m", "data/fineweb-100b")
+
+# name → (what it is: model, data, tokens, FLOPs, time or result; the run). The first is the default.
+PRESETS: dict[str, tuple[str, Run]] = {
+    "gpt2-124m": (
+        "GPT-2 124M on 10 B tokens of FineWeb-Edu: 8.5e18 FLOPs; published at 1.06 M tokens/s on 8 A100 (2.6 h)",
+        Run(eval=Eval(hellaswag_every=250)),
+    ),
+    "demo": (
+        "1.1 M parameters on the Python standard library: 4.1 M tokens, 2.9e13 FLOPs; two minutes on two CPU cores",
+        _demo("demo", Optim(lr=5e-3), Schedule(steps=2000, warmup=100, final_fraction=0.0)),
+    ),
+    "shakespeare": (
+        "nanoGPT's CPU example, by the byte: 0.225 M tokens, 1.2e12 FLOPs; val loss 1.84, 22 s on two CPU cores",
+        Run(
+            model=Model(init="d6", vocab_size=257, block_size=64, n_layer=4, n_head=4, n_embd=128),
+            parts=SPEEDRUN,
+            data=Data(shards="data/shakespeare", batch_tokens=2048, seed=1),
+            optim=Optim(
+                kind="muon", lr=0.05, momentum=0.85, embedding_lr=0.2, head_lr=0.01, weight_decay=0.0, clip=0.0
+            ),
+            schedule=Schedule(steps=110, kind="trapezoid", warmup=0, final_fraction=0.0, plateau=0.4),
+            eval=Eval(every=50, tokens=16_384, samples=1, sample_tokens=64, prompt="ROMEO:"),
+            log=Log(folder="runs/shakespeare", save_every=0),
+        ),
+    ),
+    "llmc-124m": (
+        "llm.c's GPT-2 124M on FineWeb: 9.9 B tokens, 8.5e18 FLOPs; published val loss 3.29, HellaSwag 29.9 %",
+        _llmc("d12", 524_288, 6e-4, 0.0, 18_865, 5_000, "llmc-124m", "data/fineweb"),
+    ),
+    "llmc-350m": (
+        "llm.c's GPT-2 350M on FineWeb: 31.5 B tokens, 7.6e19 FLOPs; published 13.7 h on 8 A100",
+        _llmc("d24", 524_288, 3e-4, 0.0, 60_000, 2_000, "llmc-350m", "data/fineweb-100b"),
+    ),
+    "llmc-774m": (
+        "llm.c's GPT-2 774M on FineWeb: 150 B tokens, 7.8e20 FLOPs; published 135 h on 8 A100",
+        _llmc("d36", 524_288, 2.5e-4, 0.0, 286_102, 4_000, "llmc-774m", "data/fineweb-100b"),
+    ),
+    "llmc-1558m": (
+        "llm.c's GPT-2 1558M on FineWeb-Edu: 33.6 B tokens, 3.4e20 FLOPs; published 24 h on 8 H100",
+        _llmc("d48", 1_048_576, 6e-4, 0.1, 32_000, 2_000, "llmc-1558m", "data/fineweb-edu-100b"),
+    ),
+    "gpt3-125m": (
+        "llm.c's GPT-3 125M, T 2048, on FineWeb: 300 B tokens, 2.9e20 FLOPs; steps with an outlying loss are skipped",
+        replace(
+            _GPT3,
+            optim=replace(_GPT3.optim, skip_loss_z=7.0, skip_norm_z=7.0),
+            log=replace(_GPT3.log, keep=5, keep_every=50_000),
+        ),
+    ),
+    "llmc-demo": (
+        "llmc-124m's sibling for a laptop: 4.1 M tokens of the standard library, 2.9e13 FLOPs",
+        _demo("llmc-demo", Optim(lr=5e-3), Schedule(steps=2000, warmup=100, final_fraction=0.0), zero=1),
+    ),
+    "speedrun": (
+        "modded-nanogpt's checkpoint 8 on FineWeb: 2.4 B tokens, 2.1e18 FLOPs; val loss 3.28 in 10.8 min on 8 H100",
+        Run(
+            model=Model(init="d12", n_head=6),
+            parts=SPEEDRUN,
+            data=Data(shards="data/fineweb10B-gpt2"),
+            optim=Optim(kind="muon", lr=0.02, embedding_lr=0.3, head_lr=0.002, weight_decay=0.0, clip=0.0),
+            schedule=Schedule(steps=4578, kind="trapezoid", warmup=0, final_fraction=0.0, plateau=3270 / 4578),
+            eval=Eval(every=125, sample_every=0),
+            log=Log(folder="runs/speedrun", save_every=1000),
+            system=System(weights="bf16-master"),  # bf16 alone loses the last, smallest updates
+        ),
+    ),
+    "speedrun-demo": (
+        "speedrun's sibling for a laptop, weights in fp32: 4.1 M tokens of the standard library, 2.9e13 FLOPs",
+        _demo(
+            "speedrun-demo",
+            Optim(kind="muon", lr=0.02, embedding_lr=0.3, head_lr=0.002, weight_decay=0.0, clip=0.0),
+            Schedule(steps=2000, kind="trapezoid", warmup=0, final_fraction=0.0, plateau=0.7),
+            SPEEDRUN,
+        ),
+    ),
+    "languini-mini": (
+        "Languini's mini, 4 layers, 512 wide, on books: 1.2 B tokens, 1.4e17 FLOPs; in small's steps",
+        _languini("mini", layers=4, width=512, heads=8, head_size=32),
+    ),
+    "languini-tiny": (
+        "Languini's tiny, 4 layers, 768 wide, on books: 1.2 B tokens, 3.2e17 FLOPs; in small's steps",
+        _languini("tiny", layers=4, width=768, heads=12, head_size=64),
+    ),
+    "languini-small": (
+        "Languini's small, 12 layers, 768 wide, on books: 1.2 B tokens, 7.7e17 FLOPs; 6 h of an RTX 3090",
+        _languini("small", layers=12, width=768, heads=12, head_size=64, batch=128, hours=6.0, speed=55_416.0),
+    ),
+    "languini-medium": (
+        "Languini's medium, 24 layers, 1024 wide, on books: 2.9 B tokens, 5.9e18 FLOPs; 48 h of an RTX 3090",
+        _languini("medium", layers=24, width=1024, heads=16, head_size=64, batch=256, hours=48.0, speed=16_618.0),
+    ),
+    "languini-large": (
+        "Languini's large, 24 layers, 1536 wide, on books: 1.2 B tokens, 5.3e18 FLOPs; in small's steps",
+        _languini("large", layers=24, width=1536, heads=16, head_size=96),
+    ),
+    "languini-xl": (
+        "Languini's xl, 24 layers, 2048 wide, on books: 1.2 B tokens, 1.1e19 FLOPs; in small's steps",
+        _languini("xl", layers=24, width=2048, heads=24, head_size=128),
+    ),
+    "languini-demo": (
+        "languini-small's sibling for a laptop: 4.1 M tokens of the standard library, 2.9e13 FLOPs",
+        _demo(
+            "languini-demo",
+            Optim(lr=3e-3, weight_decay=0.0, clip=0.0),
+            Schedule(steps=2000, kind="languini", warmup=100, final_fraction=0.01),
+            Parts(scale_embedding=True, init="languini", tied=False),
+        ),
+    ),
+    "gpt-oss-mini": (
+        "gpt-oss's parts at GPT-2's size, 2 of 8 experts a token, on FineWeb-Edu: 10 B tokens, 6.6e18 FLOPs",
+        Run(
+            parts=GPT_OSS,
+            eval=Eval(hellaswag_every=250),
+            log=Log(folder="runs/gpt-oss-mini"),
+            system=System(zero=1),  # compiled block by block: DDP cuts a whole graph where FlexAttention may not be cut
+        ),
+    ),
+    "gpt-oss-demo": (
+        "gpt-oss-mini's sibling for a laptop: 4.1 M tokens of the standard library, 2.2e13 FLOPs",
+        _demo(
+            "gpt-oss-demo",
+            Optim(lr=3e-3),
+            Schedule(steps=2000, warmup=100, final_fraction=0.0),
+            replace(GPT_OSS, kv_heads=1, windows=(32, "full"), mlp_width=128, experts=4),
+        ),
+    ),
+    "magnitude": (
+        "GPT-2 with EDM2's magnitude preservation in every part, on FineWeb-Edu: 10 B tokens, 8.5e18 FLOPs",
+        Run(
+            parts=MAGNITUDE,
+            optim=Optim(lr=1e-2, weight_decay=0.0),
+            schedule=Schedule(kind="inverse-sqrt", plateau=0.1),
+            eval=Eval(hellaswag_every=250),
+            log=Log(folder="runs/magnitude"),
+        ),
+    ),
+    "magnitude-demo": (
+        "magnitude's sibling for a laptop: 4.1 M tokens of the standard library, 2.9e13 FLOPs",
+        _demo(
+            "magnitude-demo",
+            Optim(lr=2e-2, weight_decay=0.0),
+            Schedule(steps=2000, kind="inverse-sqrt", warmup=100, plateau=0.1),
+            MAGNITUDE,
+        ),
+    ),
+}

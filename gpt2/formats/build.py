@@ -1,0 +1,98 @@
+"""A model from a name, from sizes, or from tensors: `d12` → configuration → GPT-2, or a model with other parts.
+
+Built in notebook 03.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gpt2.config.run import Model
+from gpt2.model import GPT, GPTConfig
+from gpt2.modern.model import Modern, ModernConfig
+from gpt2.modern.parts import Parts
+
+# depth → (n_embd, n_head): the names dN. 12, 24, 36 and 48 are the four published sizes
+DEPTHS = {
+    6: (384, 6),
+    12: (768, 12),
+    24: (1024, 16),
+    36: (1280, 20),
+    48: (1600, 25),
+    60: (1920, 30),
+    72: (2880, 30),
+    84: (3456, 36),
+}
+# n_embd → (n_layer, width of a head): the names gpt3:cN (Brown et al., arXiv 2005.14165, table 2.1)
+GPT3_WIDTHS = {
+    384: (6, 64),
+    768: (12, 64),
+    1024: (24, 64),
+    1536: (24, 96),
+    2048: (24, 128),
+    2560: (32, 80),
+    4096: (32, 128),
+    12288: (96, 128),
+}
+OPENAI = {"gpt2": "d12", "gpt2-medium": "d24", "gpt2-large": "d36", "gpt2-xl": "d48"}  # published, with weights
+PADDED = ("transformer.wte.weight", "lm_head.weight")  # tensors with one row per token of the vocabulary
+
+
+def named_config(name: str, **overrides: int) -> GPTConfig:
+    """The sizes that `d12`, `gpt2-xl` or `gpt3:c768` stand for, with `overrides` applied.
+
+    Raises ValueError for an unknown name. GPT-3's models have 2,048 positions.
+    """
+    known = {f"d{depth}": GPTConfig(n_layer=depth, n_embd=C, n_head=heads) for depth, (C, heads) in DEPTHS.items()}
+    known |= {published: known[depth] for published, depth in OPENAI.items()}
+    known |= {
+        f"gpt3:c{C}": GPTConfig(block_size=2048, n_layer=depth, n_embd=C, n_head=C // width)
+        for C, (depth, width) in GPT3_WIDTHS.items()
+    }
+    if name not in known:
+        raise ValueError(f"unknown model {name!r}; known: {', '.join(known)}")
+    return dataclasses.replace(known[name], **overrides)
+
+
+def make_config(model: Model, parts: Parts) -> GPTConfig:
+    """The configuration of a run's model: a GPTConfig where every part is GPT-2's. Raises ValueError."""
+    sizes = {k: v for k, v in dataclasses.asdict(model).items() if k != "init" and v is not None}
+    if parts == Parts():
+        return named_config(model.init, **sizes)
+    # not named_config(…, **sizes): with parts, a width that the heads do not divide may be meant
+    return ModernConfig(**{**vars(named_config(model.init)), **sizes}, parts=parts)
+
+
+def config_from_json(values: dict[str, Any]) -> GPTConfig:
+    """The configuration whose fields were written as JSON. Raises TypeError or ValueError for anything else."""
+    if "parts" not in values:
+        return GPTConfig(**values)
+    parts: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["parts"].items()}
+    return ModernConfig(**{**values, "parts": Parts(**parts)})
+
+
+def build(config: GPTConfig) -> GPT | Modern:
+    """The model of a configuration, with random weights."""
+    return Modern(config) if isinstance(config, ModernConfig) else GPT(config)
+
+
+def build_from_tensors(config: GPTConfig, tensors: Mapping[str, Tensor]) -> GPT | Modern:
+    """The model of a configuration, with these weights in fp32. Tables by token may have any number of padding rows."""
+    weights = {name: tensor.float() for name, tensor in tensors.items()}
+    for name in PADDED:
+        if name in weights:
+            rows = weights[name][: config.vocab_size]
+            weights[name] = F.pad(rows, (0, 0, 0, config.padded_vocab_size - config.vocab_size))
+    with torch.device("meta"):
+        model = build(config)
+    model.load_state_dict(weights, assign=True)
+    return model.requires_grad_(True)
+
+
+def trained_config(model: Model, config: GPTConfig) -> GPTConfig:
+    """The configuration as it is trained: on sequences that may be shorter than the model's longest."""
+    return dataclasses.replace(config, block_size=model.block_size or config.block_size)

@@ -1,0 +1,121 @@
+"""The formulas of the model that are computed differently on different devices, with equal results.
+
+Shapes in comments: B sequences, T new and S all positions, C channels, H heads of D channels, V tokens, N = B · T.
+"""
+
+import functools
+import math
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+CHUNK_LOGITS = 2**28  # 1 GiB of fp32 logits
+IGNORED = -100  # a target that does not count, as in F.cross_entropy
+# the product that torch.compile itself uses on a CPU; None where torch is built without oneDNN
+_ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (…, in) @ weight (out, in)ᵀ + bias (out,), as `F.linear`.
+
+    Sampling multiplies a single row at a time. On a CPU, `F.linear` then calls MKL, which leaves all cores but one
+    idle. oneDNN may be faster (an AMD EPYC) or slower (an Intel Xeon with AMX), so a short measurement decides.
+    """
+    plain = torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype != torch.float32
+    if plain or x.numel() > x.size(-1) or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return F.linear(x, weight, bias)
+    return onednn_linear(x, weight, bias) if onednn_is_faster() else F.linear(x, weight, bias)
+
+
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear` through oneDNN: fp32 on a CPU, without gradients."""
+    return _ONEDNN(x, weight, bias, "none", [], "")  # type: ignore[misc]
+
+
+@functools.cache
+def onednn_is_faster() -> bool:
+    """Whether this machine multiplies a single row faster with oneDNN. Measured once per process, in about 20 ms."""
+    if _ONEDNN is None:
+        return False
+    x, weight = torch.ones(1, 1024), torch.ones(4096, 1024)  # 16 MB: as in the model, more than a cache holds
+
+    def seconds(product: Callable[[Tensor, Tensor], Tensor]) -> float:
+        """The fastest of five products."""
+        times = []
+        for _ in range(5):
+            started = time.perf_counter()
+            product(x, weight)
+            times.append(time.perf_counter() - started)
+        return min(times)
+
+    return seconds(onednn_linear) < seconds(F.linear)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """The tanh form of GELU, as published: x/2 · (1 + tanh(z)) with z = sqrt(2/π) · (x + 0.044715 x³).
+
+    torch.compile makes CPU code of it that is 2.5 × faster when it is written as x · sigmoid(2z), the same function.
+    """
+    if x.device.type == "cpu" and torch.compiler.is_compiling():
+        return x * torch.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))
+    return F.gelu(x, approximate="tanh")
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention of the last T of S positions: q (B, H, T, D), k and v (B, H, S, D) → (B, H, T, D).
+
+    `mask` (T, S) is True where a query may look. Without one, attention is causal. The kernel is PyTorch's fused one,
+    except when training on short sequences on a CPU, where the plain formula took half the time at T 256 and an eighth
+    at T 64.
+    """
+    T, S = q.size(2), k.size(2)
+    if mask is None and 1 < T < S:  # after cached positions, the diagonal of the mask is shifted
+        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    causal = mask is None and T > 1
+    if q.device.type != "cpu" or not q.requires_grad or T > 512:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+    if causal:
+        mask = torch.ones(T, S, dtype=torch.bool).tril()
+    scores = (q / math.sqrt(q.size(-1))) @ k.transpose(-2, -1)  # (B, H, T, S)
+    if mask is not None:
+        scores = scores + torch.zeros(T, S, dtype=q.dtype).masked_fill(~mask, float("-inf"))
+    return scores.softmax(-1) @ v
+
+
+def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
+    """Mean cross-entropy in nats of targets (N,) under the logits x (N, C) @ weight (rows, C)ᵀ.
+
+    Rows from `vocab_size` on are padding and get no probability. Targets of -100 do not count.
+    Small logits, and all logits under torch.compile, are computed by the plain formula. Otherwise only a chunk of them
+    exists at a time: `F.linear_cross_entropy` (torch 2.13) does this for fp32 on CUDA, `chunked_cross_entropy`
+    elsewhere. PyTorch's function is not used in bf16, where it rounds the loss to bf16 (10.81 for 10.97), nor on a
+    CPU, where it took 3.5 × the time of the plain formula at 1,024 × 50,304 logits.
+    """
+    if x.size(0) * weight.size(0) <= CHUNK_LOGITS or torch.compiler.is_compiling():
+        return F.cross_entropy(F.linear(x, weight)[:, :vocab_size].float(), targets)
+    autocast = torch.is_autocast_enabled(x.device.type)
+    if hasattr(F, "linear_cross_entropy") and x.device.type == "cuda" and x.dtype == torch.float32 and not autocast:
+        padding = torch.zeros(weight.size(0), device=x.device)
+        padding[vocab_size:] = float("-inf")
+        options = nn.LinearCrossEntropyOptions()
+        return F.linear_cross_entropy(x, weight, targets, linear_bias=padding, options=options)
+    return chunked_cross_entropy(x, weight, targets, vocab_size)
+
+
+def chunked_cross_entropy(
+    x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, chunk_logits: int = CHUNK_LOGITS
+) -> Tensor:
+    """As `linear_cross_entropy`, with at most `chunk_logits` logits at a time; backward computes them again."""
+
+    def loss_sum(x: Tensor, targets: Tensor) -> Tensor:
+        logits = F.linear(x, weight)[:, :vocab_size].float()
+        return F.cross_entropy(logits, targets, reduction="sum")
+
+    rows = max(1, chunk_logits // weight.size(0))
+    chunks = zip(x.split(rows), targets.split(rows), strict=True)
+    losses = [checkpoint(loss_sum, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+    return torch.stack(losses).sum() / (targets != IGNORED).sum()

@@ -1,0 +1,299 @@
+"""GPT-2's skeleton with exchangeable parts: every choice of `gpt2.modern.parts.Parts`, alone or together.
+
+Built in notebooks 13 (rotary, RMSNorm, SwiGLU, groups of heads), 16 (experts, sinks, windows) and 17 (magnitude).
+
+With GPT-2's choice of every part it computes exactly what `gpt2.model.GPT` does, under the same parameter names.
+Shapes in comments: as in `gpt2.model`, with H query heads, K heads of keys and values, and D = the width of a head.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gpt2.kernels import linear, linear_cross_entropy
+from gpt2.model import GPTConfig, KVCache, Linear
+from gpt2.modern.attention import attend, rotary_table, rotate
+from gpt2.modern.experts import Experts, activate, is_gated, unit_rows
+from gpt2.modern.parts import Parts
+
+EPS = 1e-5  # of every RMSNorm, as in LLaMA and gpt-oss
+
+
+@dataclass(frozen=True)
+class ModernConfig(GPTConfig):
+    """The sizes of a GPT-2, and the choice of every part. Raises ValueError where they can't be had together."""
+
+    parts: Parts = field(default_factory=Parts)
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if name != "parts" and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        if self.parts.head_size is None and self.n_embd % self.n_head:
+            raise ValueError(f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}; give a head_size")
+        problem = self.parts.problem(self.n_head, self.n_embd)
+        if problem:
+            raise ValueError(problem)
+
+    @property
+    def head_size(self) -> int:
+        """Width D of a head."""
+        return self.parts.head_size or self.n_embd // self.n_head
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.parts.kv_heads or self.n_head
+
+    @property
+    def mlp_width(self) -> int:
+        """Width inside the MLP, or inside one expert."""
+        return self.parts.mlp_width or 4 * self.n_embd
+
+    def window(self, layer: int) -> int | None:
+        """How many positions this layer sees, itself included; None: all before it."""
+        window = self.parts.windows[layer % len(self.parts.windows)]
+        return None if window == "full" else window
+
+
+class NormalisedLinear(Linear):
+    """A linear map whose rows always have one magnitude: a unit input gives a unit output, whatever was learned.
+
+    Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models" (arXiv 2312.02696), eq. 47.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, in) → (…, out)."""
+        return linear(x, unit_rows(self.weight), self.bias)
+
+
+def make_linear(config: ModernConfig, inside: int, outside: int, bias: bool) -> Linear:
+    """A linear map of the kind that `config` asks for."""
+    return (NormalisedLinear if config.parts.normalised_weights else Linear)(inside, outside, bias)
+
+
+def make_norm(config: ModernConfig) -> nn.Module:
+    """The norm that `config` asks for, over the last dimension."""
+    if config.parts.norm == "layer":
+        return nn.LayerNorm(config.n_embd)
+    return nn.RMSNorm(config.n_embd, eps=EPS, elementwise_affine=config.parts.norm == "rms")
+
+
+def unit(x: Tensor) -> Tensor:
+    """x (…, C) scaled so that the mean of its squares over C is 1."""
+    return F.rms_norm(x, (x.size(-1),), eps=EPS)
+
+
+class Attention(nn.Module):
+    """Causal self-attention in which heads of keys and values may be shared, windows slide and sinks drain."""
+
+    def __init__(self, config: ModernConfig, layer: int):
+        super().__init__()
+        parts = config.parts
+        self.layer, self.window, self.flex = layer, config.window(layer), True
+        self.n_head, self.kv_heads, self.head_size = config.n_head, config.kv_heads, config.head_size
+        inside = self.n_head * self.head_size
+        rows = inside + 2 * self.kv_heads * self.head_size  # q, k and v of all heads in one product
+        self.c_attn = make_linear(config, config.n_embd, rows, parts.bias)
+        self.c_proj = make_linear(config, inside, config.n_embd, parts.bias)
+        self.sinks = nn.Parameter(torch.zeros(self.n_head)) if parts.sinks else None
+        self.qk_norm = parts.qk_norm
+        self.unit_output = parts.residual == "magnitude"  # a mean of values is smaller than a value
+
+    def forward(self, x: Tensor, table: tuple[Tensor, Tensor] | None = None, cache: KVCache | None = None) -> Tensor:
+        """(B, T, C) → (B, T, C). `table` is the rotary one of these positions."""
+        B, T, _ = x.shape
+        heads = self.c_attn(x).view(B, T, -1, self.head_size).transpose(1, 2)  # (B, H + 2 K, T, D)
+        q, k, v = heads.split([self.n_head, self.kv_heads, self.kv_heads], dim=1)
+        if self.qk_norm:
+            q, k = unit(q), unit(k)
+        if table is not None:
+            q, k = rotate(q, table), rotate(k, table)
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)
+        y = attend(q, k, v, self.window, self.sinks, self.flex)  # (B, H, T, D)
+        y = y.transpose(1, 2).reshape(B, T, -1)
+        return self.c_proj(unit(y) if self.unit_output else y)
+
+
+class MLP(nn.Module):
+    """Two linear maps around a non-linearity."""
+
+    def __init__(self, config: ModernConfig):
+        super().__init__()
+        parts, width = config.parts, config.mlp_width
+        self.kind = parts.mlp
+        self.c_fc = make_linear(config, config.n_embd, width * (2 if is_gated(self.kind) else 1), parts.bias)
+        self.c_proj = make_linear(config, width, config.n_embd, parts.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) → (B, T, C)."""
+        return self.c_proj(activate(self.kind, self.c_fc(x)))
+
+
+class Block(nn.Module):
+    """One layer: attention, then MLP or experts, each reading a normalised copy of the residual stream."""
+
+    def __init__(self, config: ModernConfig, layer: int):
+        super().__init__()
+        parts = config.parts
+        self.ln_1 = make_norm(config)
+        self.attn = Attention(config, layer)
+        self.ln_2 = make_norm(config)
+        self.mlp = Experts(config.n_embd, config.mlp_width, parts) if parts.experts else MLP(config)
+        self.mix = parts.residual_mix if parts.residual == "magnitude" else None
+
+    def forward(
+        self, x: Tensor, table: tuple[Tensor, Tensor] | None = None, cache: KVCache | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(B, T, C) → (B, T, C), and the experts' load-balancing loss (0 where there are none)."""
+        if self.mix is not None:
+            x = unit(x)
+        x = self.add(x, self.attn(self.ln_1(x), table, cache))
+        y = self.mlp(self.ln_2(x))
+        y, balance = y if isinstance(y, tuple) else (y, x.new_zeros(()))
+        return self.add(x, y), balance
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """x + y, or their weighted sum, of unit magnitude where x and y are (arXiv 2312.02696, eq. 88)."""
+        if self.mix is None:
+            return x + y
+        t = self.mix
+        return ((1 - t) * x + t * y) / math.sqrt((1 - t) ** 2 + t**2)
+
+
+class Transformer(nn.Module):
+    """The parts of the network under GPT-2's names; no position table where positions are not learned."""
+
+    def __init__(self, config: ModernConfig):
+        super().__init__()
+        self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
+        if config.parts.position == "learned":
+            self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.ln_f = make_norm(config)
+
+
+class Modern(nn.Module):
+    """A decoder of chosen parts, with the face of `gpt2.model.GPT`."""
+
+    def __init__(self, config: ModernConfig):
+        super().__init__()
+        self.config = config
+        parts = config.parts
+        self.transformer = Transformer(config)
+        self.lm_head = None if parts.tied else Linear(config.n_embd, config.padded_vocab_size, bias=False)
+        self.gain = nn.Parameter(torch.zeros(1)) if parts.gain else None
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """The initialisation that `parts.init` names; biases, sinks and gain zero, norms one."""
+        kind, layers = self.config.parts.init, self.config.n_layer
+        smaller = {"gpt2": ("c_proj.weight",), "languini": ("mlp.c_proj.weight",), "zero": ()}[kind]
+        for name, p in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(p)
+            elif p.dim() >= 2 and kind != "zero":
+                nn.init.normal_(p, std=0.02 / math.sqrt(2 * layers) if name.endswith(smaller) else 0.02)
+            elif name.endswith(("c_proj.weight", "lm_head.weight")):
+                nn.init.zeros_(p)
+            elif p.dim() >= 2:  # modded-nanogpt's: torch's default for linear maps, 1 for the table
+                nn.init.normal_(p, std=1.0 if "wte" in name or "wpe" in name else 1 / math.sqrt(3 * p.size(-1)))
+        if self.config.parts.normalised_weights:
+            normalise_rows(self)
+
+    def num_params(self) -> int:
+        """Parameters, without the padding rows of the token table and of an untied head."""
+        padding = (self.config.padded_vocab_size - self.config.vocab_size) * self.config.n_embd
+        return sum(p.numel() for p in self.parameters()) - padding * (1 if self.config.parts.tied else 2)
+
+    def new_cache(self, batch: int, length: int | None = None) -> KVCache:
+        """An empty key-value cache for `batch` sequences of up to `length` (default: block_size) positions."""
+        config, weight = self.config, self.transformer.wte.weight
+        shape = (batch, config.kv_heads, length or config.block_size, config.head_size)
+        return KVCache(config.n_layer, shape, weight.device, weight.dtype)
+
+    def hidden(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Tokens (B, T) → final, normalised residual stream (B, T, C). With a cache, `idx` continues it."""
+        return self.stream(idx, cache)[0]
+
+    def stream(self, idx: Tensor, cache: KVCache | None = None) -> tuple[Tensor, Tensor]:
+        """`hidden`, and beside it the experts' load-balancing loss, the mean over layers."""
+        config, parts = self.config, self.config.parts
+        start = 0 if cache is None else cache.position
+        end = start + idx.size(1)
+        if end > config.block_size:
+            raise ValueError(f"{end} positions are more than block_size {config.block_size}")
+        positions = torch.arange(start, end, device=idx.device)
+        x = self.embed(idx, positions)
+        table = rotary_table(parts, config.head_size, positions) if parts.position == "rotary" else None
+        balance = x.new_zeros(())
+        for block in self.transformer.h:
+            x, of_layer = block(x, table, cache)
+            balance = balance + of_layer / config.n_layer
+        if cache is not None:
+            cache.position = end
+        return self.transformer.ln_f(x), balance
+
+    def embed(self, idx: Tensor, positions: Tensor) -> Tensor:
+        """Tokens (B, T) at `positions` (T,) → what enters the first block (B, T, C)."""
+        parts = self.config.parts
+        x = self.transformer.wte(idx)
+        if parts.normalised_weights:
+            x = unit(x)
+        if parts.scale_embedding:
+            x = x * math.sqrt(self.config.n_embd)
+        if parts.position == "learned":
+            x = x + self.transformer.wpe(positions)
+        return unit(x) if parts.norm_embedding else x
+
+    def head(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What is multiplied for the logits: the final residual stream (…, C) and the head's matrix (rows, C)."""
+        weight = self.transformer.wte.weight if self.lm_head is None else self.lm_head.weight
+        if self.config.parts.normalised_weights:
+            weight = unit_rows(weight)
+        return (x if self.gain is None else x * self.gain), weight
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Final residual stream (…, C) → logits (…, V), without the padding rows."""
+        x, weight = self.head(x)
+        if not self.config.parts.fp32_logits:
+            return linear(x, weight)[..., : self.config.vocab_size]
+        with torch.autocast(x.device.type, enabled=False):
+            return linear(x.float(), weight.float())[..., : self.config.vocab_size]
+
+    def forward(self, idx: Tensor, targets: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """As `GPT.forward`. The loss is the cross-entropy alone; its gradient is also that of the experts' balance."""
+        x, balance = self.stream(idx, cache)
+        if targets is None:
+            return self.logits(x)
+        parts = self.config.parts
+        x, weight = self.head(x.flatten(0, 1))
+        wanted = (targets.flatten(), self.config.vocab_size)
+        if parts.fp32_logits:
+            with torch.autocast(x.device.type, enabled=False):
+                loss = linear_cross_entropy(x.float(), weight.float(), *wanted)
+        else:
+            loss = linear_cross_entropy(x, weight, *wanted)
+        if parts.experts:  # a term that is zero, but whose gradient is not
+            loss = loss + parts.balance * (balance - balance.detach())
+        return loss
+
+
+@torch.no_grad()
+def normalise_rows(model: nn.Module) -> None:
+    """Give every row of every matrix the mean square 1, as at initialisation and after every step (EDM2)."""
+    for p in model.parameters():
+        if p.dim() >= 2:
+            mean_square = p.square().mean(-1, keepdim=True)
+            p.mul_(mean_square.clamp(min=1e-12).rsqrt())  # padding rows of a table may be zero, and stay so
+
+
+def disable_flex(model: nn.Module) -> None:
+    """Compute windows and sinks by the plain formula, for GPUs on which FlexAttention does not run."""
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.flex = False

@@ -1,0 +1,147 @@
+"""The processes of a run, which torchrun starts: who this one is, and what it agrees on with the others.
+
+Everything works alike in a single process and in many.
+"""
+
+import contextlib
+import gc
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+from gpt2.system.devices import choose_device
+from gpt2.system.errors import UserError
+from gpt2.system.machine import available_cores, keep_freed_memory
+
+BACKENDS = {"cuda": "nccl", "cpu": "gloo"}
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among the others of a run, and its device."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes the log and the files."""
+        return self.rank == 0
+
+    def sum(self, *values: float | Tensor) -> list[float]:
+        """The sum of each value over all processes, in float64."""
+        return self._reduce(values, dist.ReduceOp.SUM)
+
+    def mean(self, *values: float | Tensor) -> list[float]:
+        """The mean of each value over all processes."""
+        return [total / self.world_size for total in self.sum(*values)]
+
+    def min(self, *values: float | Tensor) -> list[float]:
+        """The minimum of each value over all processes."""
+        return self._reduce(values, dist.ReduceOp.MIN)
+
+    def broadcast(self, value: Any) -> Any:
+        """The value that the first process has; it must be picklable."""
+        if self.world_size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, device=self.device if self.device.type == "cuda" else None)
+        return values[0]
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def _reduce(self, values: tuple[float | Tensor, ...], operation: dist.ReduceOp.RedOpType) -> list[float]:
+        if self.world_size == 1:
+            return [float(value) for value in values]
+        device = self.device if self.device.type == "cuda" else torch.device("cpu")
+        together = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device) for v in values])
+        dist.all_reduce(together, operation)
+        return together.tolist()
+
+
+def balance(costs: Sequence[float], world_size: int) -> list[int]:
+    """For each of `costs`, the process that takes it, so that all have about the same sum: the largest first, each to
+    the process that has least (Graham, 1969). Every process computes the same answer."""
+    sums = [0.0] * world_size
+    owners = [0] * len(costs)
+    for i in sorted(range(len(costs)), key=lambda i: -costs[i]):
+        owners[i] = sums.index(min(sums))
+        sums[owners[i]] += costs[i]
+    return owners
+
+
+@contextlib.contextmanager
+def process_group(device: str = "auto") -> Iterator[Processes]:
+    """Join the processes that torchrun started, or be the only one, until the block ends. Raises as `start`."""
+    try:
+        yield start(device)
+    finally:
+        stop()
+
+
+def start(device: str = "auto") -> Processes:
+    """Join the process group and take this process's device.
+
+    Raises UserError where the device is not available, or a machine has more processes than GPUs.
+    """
+    rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    chosen = _prepare_device(choose_device(device, world_size), local_rank)
+    if world_size > 1 and not dist.is_initialized():
+        dist.init_process_group(
+            BACKENDS[chosen.type],
+            store=_fresh_store(rank, world_size),
+            rank=rank,
+            world_size=world_size,
+            device_id=chosen if chosen.type == "cuda" else None,
+        )
+    return Processes(rank, local_rank, world_size, chosen)
+
+
+def stop() -> None:
+    """Leave the process group, if there is one.
+
+    A group ends its threads when nothing refers to it. One that lives on in the reference cycles of a wrapped model
+    may still be at work while Python shuts down, and abort a process that has done everything right.
+    """
+    if dist.is_initialized():
+        gc.collect()
+        dist.destroy_process_group()
+
+
+def _prepare_device(device: torch.device, local_rank: int) -> torch.device:
+    """This process's GPU, or on a CPU its share of the cores."""
+    on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if device.type == "cuda":
+        if on_this_machine > torch.cuda.device_count():
+            raise UserError(
+                f"{on_this_machine} processes are more than the {torch.cuda.device_count()} GPU(s) of this machine; "
+                f"start torchrun with --nproc_per_node={torch.cuda.device_count()}, or add --system.device cpu"
+            )
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    elif device.type == "cpu":  # torchrun allows each process one core; divide all of them instead
+        torch.set_num_threads(max(1, available_cores() // on_this_machine))
+        keep_freed_memory()
+    return device
+
+
+def _fresh_store(rank: int, world_size: int) -> dist.Store:
+    """The store in which processes find each other, with keys of its own for every restart by torchrun.
+
+    torchrun (2.13) restarts workers with the same store, which still holds the addresses of the dead ones. New workers
+    that read these before they are overwritten try to reach the dead, and wait forever.
+    """
+    store, *_ = next(rendezvous("env://", rank, world_size))
+    return dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)

@@ -1,0 +1,109 @@
+"""What wraps a model for training: recomputation, torch.compile, DistributedDataParallel, FSDP2.
+
+Everything works alike in a single process and in many. Built in notebooks 07 and 09.
+"""
+
+import contextlib
+import functools
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from gpt2.formats.build import build
+from gpt2.model import GPT
+from gpt2.modern.model import Modern
+from gpt2.system.processes import Processes
+
+
+def recompute(model: nn.Module, what: str) -> None:
+    """Compute every `mlp`, or every `block`, of the model again in backward instead of keeping its activations.
+
+    Chen et al., "Training Deep Nets with Sublinear Memory Cost" (arXiv 1604.06174).
+    """
+    for block in _blocks(model) if what != "none" else ():
+        part = block.get_submodule("mlp") if what == "mlp" else block
+        part.__class__ = _recomputing(type(part))  # type: ignore[arg-type]
+
+
+@functools.cache
+def _recomputing(kind: type[nn.Module]) -> type[nn.Module]:
+    """`kind` with another forward. All layers share this class, so that one compiled graph serves them all."""
+
+    class Recomputing(kind):  # type: ignore[valid-type, misc]
+        def forward(self, *inputs: Any) -> Tensor:
+            return checkpoint(super().forward, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+    return Recomputing
+
+
+def wrap(model: nn.Module, processes: Processes, compiled: bool = False, zero: int = 0) -> nn.Module:
+    """The model as it is trained: compiled, and divided over the processes by ZeRO stage `zero`.
+
+    0: nothing is divided. Every process holds everything, and gradients are averaged (DistributedDataParallel).
+    1: the optimiser's state, and the weights that it updates. Weights are gathered, and gradients averaged, once per
+    step. 2: gradients too; they are averaged after every micro-step. 3: weights too; they are gathered block by block.
+    Stages: Rajbhandari et al., "ZeRO" (arXiv 1910.02054). 1 to 3 are FSDP2, which shows the optimiser only this
+    process's part of every parameter. Weights travel in fp32, so every stage computes the same numbers.
+    """
+    if zero == 0 or processes.world_size == 1:
+        fast: nn.Module = torch.compile(model, dynamic=False) if compiled else model  # type: ignore[assignment]
+        if processes.world_size == 1:
+            return fast
+        devices = [processes.local_rank] if processes.device.type == "cuda" else None
+        return DistributedDataParallel(fast, device_ids=devices, gradient_as_bucket_view=True)
+    mesh = init_device_mesh(processes.device.type, (processes.world_size,))
+    for block in _blocks(model):
+        if compiled:  # one block at a time: weights are gathered between them
+            block.compile(dynamic=False)
+        fully_shard(block, mesh=mesh, reshard_after_forward=zero == 3)
+    fully_shard(model, mesh=mesh, reshard_after_forward=False)
+    return model
+
+
+def _blocks(model: nn.Module) -> list[nn.Module]:
+    return list(model.get_submodule("transformer.h").children())
+
+
+def accumulating(model: nn.Module, last: bool, zero: int = 0) -> contextlib.AbstractContextManager[None]:
+    """The context of forward *and* backward of a micro-step: gradients are averaged over processes after the `last`.
+
+    DDP reads the switch in forward too. If it is set between forward and backward, gradients of other ranks get lost.
+    ZeRO 2 and 3 average after every micro-step, since no process has room for whole gradients.
+    """
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last or zero >= 2)
+        model.set_reshard_after_backward(last or zero == 3)
+    if last or not isinstance(model, DistributedDataParallel):
+        return contextlib.nullcontext()
+    return model.no_sync()
+
+
+def clip_gradients(model: nn.Module, largest: float) -> Tensor:
+    """Scale all gradients so that their global norm, over all processes, is at most `largest` (0: leave them).
+
+    Returns the norm before clipping, the same in every process.
+    """
+    norm = nn.utils.clip_grad_norm_(model.parameters(), largest or math.inf)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def full_model(model: GPT | Modern) -> GPT | Modern:
+    """`model` itself, or where its weights are divided over the processes, a copy that has all of them.
+
+    All processes call this together. Each gets a copy of 4 bytes per parameter, and can then evaluate on its own.
+    """
+    if not isinstance(model, FSDPModule):
+        return model
+    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    with torch.device("meta"):
+        copy = build(model.config)
+    copy.load_state_dict(weights, assign=True)
+    return copy.requires_grad_(False)

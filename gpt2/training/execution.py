@@ -1,0 +1,127 @@
+"""How a run is executed on this machine: its precision, whether it is compiled, and its micro-batch.
+
+The numbers of a run do not depend on these, except for rounding. Built in notebook 07.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from gpt2.config.run import Run
+from gpt2.data.loader import check_division
+from gpt2.formats.build import trained_config
+from gpt2.model import GPT, GPTConfig
+from gpt2.modern.model import Modern
+from gpt2.planning.flops import run_flops
+from gpt2.planning.memory import SPARE_MEMORY, activation_bytes
+from gpt2.system.devices import autocast, choose_compile, choose_precision
+from gpt2.system.errors import UserError
+from gpt2.system.machine import free_memory
+from gpt2.system.processes import Processes
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What depends on the machine."""
+
+    precision: str
+    compiled: bool
+    micro_batch: int
+
+    def __str__(self) -> str:
+        compiled = "compiled" if self.compiled else "not compiled"
+        return f"micro-batch {self.micro_batch}, {self.precision}, {compiled}"
+
+
+def choose_execution(run: Run, model: GPT | Modern, processes: Processes) -> Execution:
+    """As the run asks for it, or as this machine does it fastest. Raises UserError where it can't be done.
+
+    All processes call this together.
+    """
+    config = trained_config(run.model, model.config)
+    precision = choose_precision(processes.device, run.system.precision)
+    compiled = choose_compile(processes.device, run.system.compile, run_flops(run, config))
+    execution = Execution(precision, compiled, micro_batch=1)
+    wanted = run.system.micro_batch
+    size = _find_micro_batch(run, model, config, execution, processes) if wanted == "auto" else wanted
+    return replace(execution, micro_batch=size)
+
+
+def _find_micro_batch(
+    run: Run, model: GPT | Modern, config: GPTConfig, execution: Execution, processes: Processes
+) -> int:
+    """The largest micro-batch that fits, found by trying. Raises UserError where none divides a step."""
+    block_size, device = config.block_size, processes.device
+    check_division(run.data.batch_tokens, block_size, 1, processes.world_size)
+
+    def attempt(size: int) -> None:
+        """Forward and backward, beside as much memory as optimiser, buckets and logits will take."""
+        beside = 12 * model.num_params() // (processes.world_size if run.system.zero else 1)
+        beside += 4 * size * block_size * config.padded_vocab_size if execution.compiled else 0
+        reserved = torch.empty(beside, dtype=torch.uint8, device=device)
+        x = torch.zeros(size, block_size, dtype=torch.long, device=device)
+        try:
+            with autocast(device, execution.precision):
+                loss = model(x, x)
+            loss.backward()
+        finally:
+            model.zero_grad(set_to_none=True)
+            del reserved
+
+    sequences = run.data.batch_tokens // block_size // processes.world_size
+    return choose_micro_batch(attempt, sequences, activation_bytes(config, run.system.recompute), processes)
+
+
+def choose_micro_batch(
+    attempt: Callable[[int], None], sequences: int, sequence_bytes: int, processes: Processes
+) -> int:
+    """The largest power of two that divides a process's `sequences` per step and with which `attempt(size)` fits.
+
+    On CUDA each size is tried, and must leave a tenth of the memory free. Elsewhere `sequence_bytes`, an estimate of
+    what one sequence takes, is compared with half of the free memory. All processes agree on the smallest answer.
+    Raises UserError where not even one sequence fits.
+    """
+    best = 0
+    candidates = [2**i for i in range(20) if sequences % 2**i == 0]
+    if processes.device.type == "cuda":
+        for size in candidates:
+            if not _fits(attempt, size, processes.device):
+                break
+            best = size
+    else:
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        best = max((c for c in candidates if c * sequence_bytes <= free_memory() / 2 / local), default=0)
+    best = int(processes.min(best)[0])
+    if not best:
+        raise UserError("not even one sequence fits into memory; choose a smaller --model.init or --model.block-size")
+    return best
+
+
+def _fits(attempt: Callable[[int], None], size: int, device: torch.device) -> bool:
+    torch._dynamo.reset()  # torch.compile keeps one graph per size, and falls back to eager mode after a few
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    try:
+        attempt(size)
+        torch.cuda.synchronize(device)
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(device).total_memory
+    return torch.cuda.max_memory_reserved(device) < (1 - SPARE_MEMORY) * total
+
+
+@contextlib.contextmanager
+def explain_out_of_memory(micro_batch: int) -> Iterator[None]:
+    """Turn running out of GPU memory, which may happen to one process alone, into advice."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"a micro-batch of {micro_batch} does not fit into this GPU; give a smaller --system.micro-batch",
+            everywhere=False,
+        ) from None

@@ -1,0 +1,144 @@
+"""What `train_gpt2.py` prepares before its first step: sizes, data, weights, the log and its header.
+
+Built in notebook 12.
+"""
+
+import dataclasses
+import json
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpt2.config.run import Run, to_json
+from gpt2.data.loader import Sequences, TokenLoader
+from gpt2.data.shards import find_shards
+from gpt2.evaluation.hellaswag import Item, load_items
+from gpt2.formats.build import build, make_config, trained_config
+from gpt2.formats.load import from_pretrained, is_pretrained, pretrained_config
+from gpt2.logs.trackers import check_trackers, open_trackers
+from gpt2.logs.writer import RunLog, Tracker
+from gpt2.model import GPT, GPTConfig
+from gpt2.modern.model import Modern, disable_flex
+from gpt2.modern.parts import Parts
+from gpt2.planning.fits import check_fits
+from gpt2.planning.flops import run_flops
+from gpt2.planning.gpus import peak_flops
+from gpt2.system.errors import UserError
+from gpt2.system.processes import Processes
+from gpt2.training.execution import Execution
+from gpt2.training.run_folder import ResumePoint
+from gpt2.training.telemetry import describe_machine
+
+
+def choose_config(run: Run, processes: Processes) -> GPTConfig:
+    """The configuration of the run's network, by name or as its weights have it; nothing is allocated.
+
+    Raises UserError where it can't be built, contradicts the weights, or needs more memory than there is.
+    """
+    check_trackers(run.log.tensorboard, run.log.wandb)
+    wanted = run.model
+    if not is_pretrained(wanted.init):
+        try:
+            config = make_config(wanted, run.parts)
+        except ValueError as error:
+            raise UserError(f"--model, --parts: {error}") from None
+        check_fits(run, config, processes)
+        return config
+    config = pretrained_config(wanted.init)
+    if run.parts != getattr(config, "parts", Parts()):
+        raise UserError(f"--parts are not those of {wanted.init}; leave them out, or give the ones it was made of")
+    for name, value in dataclasses.asdict(wanted).items():
+        own = getattr(config, name, None)
+        if name != "init" and value is not None and (value > own if name == "block_size" else value != own):
+            raise UserError(
+                f"--model.{name.replace('_', '-')} {value} does not go with {wanted.init}, which has {own}; "
+                "leave the flag out"
+            )
+    return config
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The text of a run: its training tokens, its validation tokens, and the items of HellaSwag."""
+
+    loader: TokenLoader
+    val: Sequences
+    items: list[Item]
+
+    @property
+    def shards(self) -> list[list[Any]]:
+        """Name and tokens of every train shard."""
+        return [[shard.path.name, shard.tokens] for shard in self.loader.sequences.shards]
+
+
+def open_data(run: Run, config: GPTConfig, processes: Processes) -> RunData:
+    """Open the shards; every token's place in the run is then fixed. Raises UserError for what is missing or unfit."""
+    block_size = trained_config(run.model, config).block_size
+    train = find_shards(run.data.shards, "train", run.model.vocab_size)
+    val = Sequences(find_shards(run.data.val_shards or run.data.shards, "val", run.model.vocab_size), block_size)
+    if not len(val):
+        raise UserError(
+            f"the val shards hold {val.tokens} tokens, fewer than one sequence of {block_size}; "
+            "hold out more with fineweb.py --val-tokens, or give a smaller --model.block-size"
+        )
+    loader = TokenLoader(
+        train,
+        run.data.batch_tokens,
+        block_size,
+        rank=processes.rank,
+        world_size=processes.world_size,
+        micro_batch=1 if run.system.micro_batch == "auto" else run.system.micro_batch,
+        seed=run.data.seed,
+        device=processes.device,
+        overfit=run.data.overfit,
+    )
+    items = load_items(run.eval.hellaswag, run.eval.hellaswag_items) if run.eval.hellaswag_every else []
+    return RunData(loader, val, items)
+
+
+def make_model(run: Run, config: GPTConfig, device: torch.device) -> GPT | Modern:
+    """The model with random weights, or those to start from: the same in every process."""
+    torch.manual_seed(run.system.seed)
+    model = from_pretrained(run.model.init) if is_pretrained(run.model.init) else build(config)
+    if run.system.small_gpu:
+        disable_flex(model)
+    return model.to(device, torch.float32 if run.system.weights == "fp32" else torch.bfloat16)
+
+
+def open_log(
+    run: Run, resume: ResumePoint, model: GPT | Modern, execution: Execution, processes: Processes
+) -> tuple[RunLog, float]:
+    """The log, with its header and trackers; and the seconds of a step at the devices' peak, which MFU compares with.
+
+    The first process alone writes.
+    """
+    peak, source = peak_flops(processes.device, execution.precision)
+    batch, steps, flops = (
+        run.data.batch_tokens,
+        run.schedule.steps,
+        run_flops(run, trained_config(run.model, model.config)),
+    )
+    settings, folder = json.loads(to_json(run)), Path(run.log.folder)
+    lines = {
+        "command": shlex.join(["train_gpt2.py", *sys.argv[1:]]),
+        **describe_machine(processes),
+        "model": f"{model.num_params():,} parameters, {json.dumps(dataclasses.asdict(model.config))}",
+        "tokens": f"{batch * steps:,} = {steps:,} steps of {batch:,}; {flops:.2e} FLOPs",
+        "machine": str(execution),
+        "MFU": f"of {source}",
+        "settings": json.dumps(settings),
+    }
+    if resume.path is not None:
+        lines["resumed"] = f"at step {resume.step}, from {resume.path}"
+    lines |= {f"note {i}": note for i, note in enumerate(resume.notes, 1)}
+    trackers: list[Tracker] = []
+    if processes.is_first:
+        trackers, notes = open_trackers(folder, run.log.tensorboard, run.log.wandb, settings, resume.step)
+        lines |= notes
+    log = RunLog(folder / "log.txt", processes.is_first, steps, resume.step, trackers)
+    log.header(lines)
+    return log, flops / steps / (peak * processes.world_size)
