@@ -47,7 +47,7 @@ MUTATIONS = [
     Mutation("08", "gpt2/optim/schedule.py", "(step + 1) / max(1, warmup)", "step / max(1, warmup)"),
     Mutation("08", "gpt2/optim/outliers.py", "(window[-1] - mean)", "(mean - window[-1])"),
     Mutation("09", "gpt2/training/distributed.py", "if last or not isinstance(", "if not last or not isinstance("),
-    Mutation("10", "fineweb.py", "(END_OF_TEXT + text for text in texts)", "(text + END_OF_TEXT for text in texts)"),
+    Mutation("10", "gpt2/data/pipeline.py", "(END_OF_TEXT + text for", "(text + END_OF_TEXT for"),
     Mutation("11", "gpt2/evaluation/validation.py", "nats / math.log(2) / text_bytes", "nats / text_bytes"),
     Mutation("11", "gpt2/evaluation/hellaswag.py", ") < lengths[:, None]", ") <= lengths[:, None]"),
     Mutation("12", "gpt2/data/loader.py", 'int(state["position"] or 0)', "0"),

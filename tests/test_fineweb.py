@@ -2,6 +2,7 @@
 
 import functools
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -13,24 +14,28 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 import regex
+from huggingface_hub import close_session, constants
 
 import fineweb
-from fineweb import BATCH_CHARACTERS, Options, make_shards, pieces
-from gpt2.data import sources as corpus
+from fineweb import make_shards
+from gpt2.data import pipeline, sources
 from gpt2.data.check import check_folder
+from gpt2.data.options import Options
+from gpt2.data.pipeline import BATCH_CHARACTERS, pieces
 from gpt2.data.shards import find_shards, open_shard, write_shard
 from gpt2.data.tokenizer import get_encoding
 from gpt2.system.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 VOCAB = 1024
+CLOSED = "http://127.0.0.1:9"  # no server listens here
 ENCODING = get_encoding(VOCAB)
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
@@ -67,7 +72,7 @@ def write_jsonl(path: Path, texts: tuple[str, ...] | list[str]) -> Path:
 @pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The documents as a file; within this process, batches are small enough that there are many of every kind."""
-    monkeypatch.setattr(fineweb, "BATCH_CHARACTERS", 2**14)
+    monkeypatch.setattr(pipeline, "BATCH_CHARACTERS", 2**14)
     return write_jsonl(tmp_path / "source.jsonl", documents())
 
 
@@ -106,44 +111,32 @@ def files(source: Path | str, out: Path | str, *more: str) -> list[str]:
     return ["--source", "files", "--files", str(source), "--out", str(out), *sizes, *more]
 
 
-def start(*arguments: str, **environment: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "fineweb.py", *arguments],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start(*words: str, **environment: str) -> subprocess.Popen:
+    """`python fineweb.py WORDS` as a process."""
+    command = [sys.executable, "fineweb.py", *words]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, **environment}, **pipes)
 
 
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    process = start(*arguments, **environment)
-    out, error = process.communicate(timeout=120)
-    return subprocess.CompletedProcess(arguments, process.returncode, out, error)
-
-
-def refused(result: subprocess.CompletedProcess, *says: str) -> None:
-    """Exit status 2, one line, which says how to mend it."""
-    assert result.returncode == 2, (result.returncode, result.stderr)
-    assert "Traceback" not in result.stderr
-    line = [line for line in result.stderr.splitlines() if line.startswith("error:")]
-    assert len(line) == 1, result.stderr
+def refused(words: list[str], *says: str) -> None:
+    """The command ends with one sentence that says how to mend it."""
+    with pytest.raises(UserError) as caught:
+        fineweb.main(words)
+    assert "\n" not in str(caught.value)
     for said in says:
-        assert said in line[0], (said, line[0])
+        assert said in str(caught.value), (said, str(caught.value))
 
 
-def peak_memory(*arguments: str) -> float:
-    """MiB that fineweb.py has held at most. (Its own VmHWM: ru_maxrss would start at this process's.)"""
-    script = """
-import re, runpy, sys
-sys.argv[0] = "fineweb.py"
-runpy.run_path("fineweb.py", run_name="__main__")
-print("peak", re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
-"""
-    result = subprocess.run([sys.executable, "-c", script, *arguments], cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return int(result.stdout.split()[-1]) / 1024
+def own_peak_memory(words: list[str]) -> float:
+    """Run the command; return the most MiB that this process has held. (ru_maxrss would include its parent's.)"""
+    fineweb.main(words)
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+
+def peak_memory(words: list[str]) -> float:
+    """The same in a new interpreter."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(own_peak_memory, words).result()
 
 
 # every document, once, in order
@@ -218,7 +211,7 @@ def awkward_text(draw: random.Random, length: int) -> str:
 
 
 def test_cutting_a_document_never_cuts_what_gpt2s_pattern_takes_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fineweb, "BATCH_CHARACTERS", 40)
+    monkeypatch.setattr(pipeline, "BATCH_CHARACTERS", 40)
     draw = random.Random(0)
     for _ in range(400):
         text = awkward_text(draw, 40)
@@ -280,9 +273,8 @@ def test_val_and_train_share_no_document(source: Path, tmp_path: Path) -> None:
 def test_source_that_is_all_val_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("short")
     (tmp_path / "b.txt").write_text("short")
-    refused(
-        run(*files(tmp_path / "*.txt", tmp_path / "out")), "all ", "tokens of the source went to val", "--val-tokens"
-    )
+    words = files(tmp_path / "*.txt", tmp_path / "out")
+    refused(words, "all ", "tokens of the source went to val", "--val-tokens")
 
 
 @pytest.mark.parametrize(
@@ -302,7 +294,7 @@ def test_single_plain_file_has_a_val_and_a_train_share(tmp_path: Path, text: str
 def test_killed_run_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", [words(400, seed) for seed in range(1500)])
     small = ("--shard-tokens", "7000", "--val-tokens", "3000")
-    assert run(*files(source, tmp_path / "whole", *small)).returncode == 0
+    fineweb.main(files(source, tmp_path / "whole", *small))
     whole, draw, killed = contents(tmp_path / "whole"), random.Random(), 0
     assert len(whole) > 100
     for fraction in (0.1, 0.4, 0.7):
@@ -318,8 +310,7 @@ def test_killed_run_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     assert killed >= 2, "this machine is too fast for this test: give it more text"
     done_before = len(json.loads((tmp_path / "killed" / "index.json").read_text())["shards"])
     times = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("killed/*_*")}
-    result = run(*files(source, tmp_path / "killed", *small))
-    assert result.returncode == 0, result.stderr
+    fineweb.main(files(source, tmp_path / "killed", *small))
     assert contents(tmp_path / "killed") == whole
     kept = sorted(whole, key=lambda name: re.sub(r"\D", "", name))[1 : done_before + 1]
     assert all((tmp_path / "killed" / name).stat().st_mtime_ns == times[name] for name in kept), "whole shards are kept"
@@ -380,7 +371,7 @@ def test_truncated_shard_is_named(source: Path, tmp_path: Path) -> None:
     folder = make(source, tmp_path / "out")
     whole = contents(folder)
     os.truncate(folder / "train_000002.npy", 1001)
-    refused(run(*files(source, folder)), "train_000002.npy is damaged", "delete it and run fineweb.py again")
+    refused(files(source, folder), "train_000002.npy is damaged", "delete it and run fineweb.py again")
     (folder / "train_000002.npy").unlink()
     make(source, folder)
     assert contents(folder) == whole
@@ -402,7 +393,7 @@ def test_shards_made_with_other_settings_are_kept_and_named(
 ) -> None:
     folder = make(source, tmp_path / "out")
     whole = contents(folder)
-    refused(run(*files(source, folder), *more), str(folder), says, "--out")
+    refused(files(source, folder, *more), str(folder), says, "--out")
     assert contents(folder) == whole
 
 
@@ -414,7 +405,7 @@ def test_full_disk_is_one_sentence_and_loses_nothing(source: Path, tmp_path: Pat
     folder, suffix = tmp_path / "out", "bin" if name.endswith("bin") else "npy"
     folder.mkdir()
     os.symlink("/dev/full", folder / f"{name}.tmp")
-    refused(run(*files(source, folder, "--format", suffix)), "the disk is full", str(folder), "same command again")
+    refused(files(source, folder, "--format", suffix), "the disk is full", str(folder), "same command again")
     left = contents(folder)
     whole = contents(make(source, tmp_path / "whole", format=suffix))
     assert not [name for name in left if name.endswith(".tmp")]
@@ -474,16 +465,14 @@ def test_part_goes_on_after_its_last_whole_shard(source: Path, tmp_path: Path) -
 # sources
 
 
-def test_stdlib_needs_no_arguments_and_no_network(tmp_path: Path) -> None:
-    result = run(
-        *("--source", "stdlib", "--vocab-size", "300", "--out", str(tmp_path)), HF_ENDPOINT="http://127.0.0.1:9"
-    )
-    assert result.returncode == 0, result.stderr
-    text = "".join(corpus.stdlib().read(0))
+def test_stdlib_needs_no_arguments_and_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", CLOSED)
+    fineweb.main(["--source", "stdlib", "--vocab-size", "300", "--out", str(tmp_path)])
+    text = "".join(sources.stdlib().read(0))
     val, train = find_shards(tmp_path, "val", 300), find_shards(tmp_path, "train", 300)
     written = "".join(get_encoding(300).decode(s.read(0, s.tokens).tolist()) for s in val + train)
     assert written.replace("<|endoftext|>", "") == text.replace("<|endoftext|>", "")
-    assert "2 shards" in result.stdout
+    assert "2 shards" in capsys.readouterr().out
 
 
 def test_files_may_be_several_patterns_of_several_kinds(tmp_path: Path) -> None:
@@ -491,8 +480,7 @@ def test_files_may_be_several_patterns_of_several_kinds(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text(documents()[30])
     (tmp_path / "c.md").write_text(documents()[31])
     patterns = ["--files", str(tmp_path / "*.jsonl"), str(tmp_path / "*.txt"), str(tmp_path / "c.md")]
-    result = run("--source", "files", *patterns, *files("", tmp_path / "out", "--val-tokens", "10")[4:])
-    assert result.returncode == 0, result.stderr
+    fineweb.main(["--source", "files", *patterns, *files("", tmp_path / "out", "--val-tokens", "10")[4:]])
     assert len(everything(tmp_path / "out")) == len(tokens_of([*documents()[:20], *documents()[30:32]]))
 
 
@@ -505,31 +493,20 @@ def dataset(tmp_path: Path) -> Path:
 
 
 def test_hf_reads_a_local_dataset_folder_and_goes_on_in_it(dataset: Path, tmp_path: Path) -> None:
-    arguments = ["--source", "hf", "--hf-path", str(dataset), *files("", tmp_path / "out")[4:]]
-    offline = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "cache")}
+    words = ["--source", "hf", "--hf-path", str(dataset), *files("", tmp_path / "out")[4:]]
     for more in (["--max-shards", "1"], []):
-        result = run(*arguments, *more, **offline)
-        assert result.returncode == 0, result.stderr
+        fineweb.main([*words, *more])
     assert np.array_equal(everything(tmp_path / "out"), tokens_of(documents()))
 
 
 def test_hf_errors_name_the_flag_that_mends_them(dataset: Path, tmp_path: Path) -> None:
-    offline = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "cache")}
     hf = ["--source", "hf", "--out", str(tmp_path / "out")]
-    refused(run(*hf, **offline), "--hf-path")
-    refused(run(*hf, "--hf-path", str(dataset), "--text-field", "body", **offline), "'body'", "text", "--text-field")
-    refused(run(*hf, "--hf-path", str(dataset), "--split", "nope", **offline), "'nope'", "--split")
+    refused(hf, "--hf-path")
+    refused([*hf, "--hf-path", str(dataset), "--text-field", "body"], "'body'", "text", "--text-field")
+    refused([*hf, "--hf-path", str(dataset), "--split", "nope"], "'nope'", "--split")
 
 
 ONLINE = (["fineweb-edu"], ["pretokenized"], ["hf", "--hf-path", "someone/something"])
-
-
-def online(tmp_path: Path, endpoint: str, offline: str = "0") -> list[subprocess.Popen]:
-    """Every online source at once, with the hub at `endpoint`."""
-    environment = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": offline}
-    no_proxy = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
-    out = ["--out", str(tmp_path / "out")]
-    return [start("--source", *source, *out, **environment, **no_proxy) for source in ONLINE]
 
 
 @pytest.fixture
@@ -539,14 +516,19 @@ def silent_server() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-def test_no_network_is_said_within_seconds_with_the_offline_source(tmp_path: Path, silent_server: str) -> None:
+@pytest.mark.parametrize("network", ["no server", "no answer", "offline mode"])
+def test_no_network_is_said_within_seconds_with_the_offline_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent_server: str, network: str
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", silent_server if network == "no answer" else CLOSED)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", network == "offline mode")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    close_session()  # the next one asks no proxy
     began = time.monotonic()
-    closed = "http://127.0.0.1:9"
-    started = online(tmp_path, closed) + online(tmp_path, closed, offline="1") + online(tmp_path, silent_server)
-    for process in started:
-        error = process.communicate(timeout=60)[1]
-        refused(subprocess.CompletedProcess([], process.returncode, "", error), "--source stdlib")
-    assert time.monotonic() - began < 20
+    with ThreadPoolExecutor(len(ONLINE)) as pool:
+        commands = [["--source", *source, "--out", str(tmp_path / "out")] for source in ONLINE]
+        list(pool.map(lambda words: refused(words, "--source stdlib"), commands))
+    assert time.monotonic() - began < 10
     assert os.listdir(tmp_path / "out") == []
 
 
@@ -590,8 +572,9 @@ def test_pretokenized_shards_are_fetched_as_they_are(tmp_path: Path) -> None:
     }
     arguments = ["--source", "pretokenized", "--max-shards", "3", "--out", str(tmp_path / "out")]
     for part in ("0", "1", "1"):
-        result = run(*arguments, "--part", part, "--parts", "2", **environment)
-        assert result.returncode == 0, result.stderr
+        process = start(*arguments, "--part", part, "--parts", "2", **environment)
+        _, error = process.communicate(timeout=60)
+        assert process.returncode == 0, error
     server.shutdown()
     for name in names:
         assert (tmp_path / "out" / name).read_bytes() == Hub.files[name]
@@ -604,42 +587,49 @@ def test_pretokenized_shards_are_fetched_as_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--source", "stdlib", "--vocab-size", "256"], ("vocabulary size 256", "257", "50257")),
-        (["--source", "stdlib", "--vocab-size", "60000"], ("vocabulary size 60000", "257", "50257")),
+        (["--source", "stdlib", "--vocab-size", "256"], ("--vocab-size 256", "257 to 50257")),
+        (["--source", "stdlib", "--vocab-size", "60000"], ("--vocab-size 60000", "257 to 50257")),
         (["--source", "stdlib", "--part", "2", "--parts", "2"], ("--part 2 of --parts 2",)),
-        (["--source", "stdlib", "--parts", "0"], ("--part 0 of --parts 0",)),
-        (["--source", "stdlib", "--shard-tokens", "0"], ("--shard-tokens 0", "at least 1")),
-        (["--source", "stdlib", "--val-tokens", "-5"], ("--val-tokens -5", "at least 1")),
-        (["--source", "stdlib", "--workers", "0"], ("--workers 0", "at least 1")),
+        (["--source", "stdlib", "--part", "-1"], ("--part -1", "0 or more")),
+        (["--source", "stdlib", "--parts", "0"], ("--parts 0", "1 or more")),
+        (["--source", "stdlib", "--shard-tokens", "0"], ("--shard-tokens 0", "1 or more")),
+        (["--source", "stdlib", "--val-tokens", "-5"], ("--val-tokens -5", "1 or more")),
+        (["--source", "stdlib", "--workers", "0"], ("--workers 0", "1 or more")),
         (["--source", "files"], ("--files",)),
         (["--source", "files", "--files", "nowhere/*.txt"], ("nowhere/*.txt",)),
         (["--source", "files", "--files", "Makefile"], ("Makefile", ".txt", ".parquet")),
     ],
 )
 def test_wrong_value_is_refused_with_the_right_ones(tmp_path: Path, arguments: list[str], says: tuple[str]) -> None:
-    refused(run(*arguments, "--out", str(tmp_path / "out")), *says)
+    refused([*arguments, "--out", str(tmp_path / "out")], *says)
     assert not list(tmp_path.glob("out/*"))
 
 
-def test_unknown_flag_names_the_nearest(tmp_path: Path) -> None:
-    result = run("--source", "stdlib", "--shard-token", "5", "--out", str(tmp_path / "out"))
-    assert result.returncode == 2 and "Traceback" not in result.stderr
-    assert "--shard-tokens" in result.stderr + result.stdout
-    result = run("--source", "stdlibb")
-    assert result.returncode == 2 and "stdlib" in result.stderr + result.stdout
+def test_a_mistake_is_one_line_and_exit_status_2(tmp_path: Path) -> None:
+    process = start("--source", "files", "--out", str(tmp_path / "out"))
+    out, error = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "")
+    assert error.startswith("error: --source files needs") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("words", "says"), [(["--shard-token", "5"], "--shard-tokens"), (["--source", "x"], "stdlib")])
+def test_unknown_flag_and_source_name_the_nearest(words: list[str], says: str, capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        fineweb.main(words)
+    assert says in "".join(capsys.readouterr())
 
 
 def test_unwritable_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("a file, not a folder")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
-        refused(run("--source", "stdlib", "--out", str(out)), str(out), "--out")
+        refused(["--source", "stdlib", "--out", str(out)], str(out), "--out")
     assert (tmp_path / "file").read_text() == "a file, not a folder"
 
 
 def test_source_without_any_text_writes_nothing(tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / f"{number}.txt").write_text("")
-    refused(run(*files(tmp_path / "*.txt", tmp_path / "out")), "holds no text", "nothing was written")
+    refused(files(tmp_path / "*.txt", tmp_path / "out"), "holds no text", "nothing was written")
     assert os.listdir(tmp_path / "out") == []
 
 
@@ -660,7 +650,7 @@ def test_line_of_50_mb_needs_less_than_1_gb(tmp_path: Path, spaces: bool) -> Non
     (tmp_path / "line.txt").write_text(line)
     out = tmp_path / "out"
     one_shard = ("--shard-tokens", "100000000", "--val-tokens", "1000")
-    assert peak_memory(*files(tmp_path / "line.txt", out, *one_shard)) < 1000
+    assert peak_memory(files(tmp_path / "line.txt", out, *one_shard)) < 1000
     (val,), (train,) = find_shards(out, "val"), find_shards(out, "train")
     assert ENCODING.decode(val.read(0, 1001).tolist()).startswith("<|endoftext|>" + line[:1000])
     assert line.endswith(ENCODING.decode(train.read(train.tokens - 1000, train.tokens).tolist()))
@@ -673,8 +663,7 @@ def test_memory_does_not_grow_with_the_stream(tmp_path: Path) -> None:
         with open(tmp_path / "a.jsonl", "w") as file:
             for _ in range(times):
                 file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
-        arguments = files(tmp_path / "a.jsonl", tmp_path / "out", "--shard-tokens", "1000000")
-        peaks.append(peak_memory(*arguments))
+        peaks.append(peak_memory(files(tmp_path / "a.jsonl", tmp_path / "out", "--shard-tokens", "1000000")))
         shutil.rmtree(tmp_path / "out")
     assert peaks[1] < peaks[0] + 15, peaks
     assert peaks[1] < 500, peaks

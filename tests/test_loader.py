@@ -1,11 +1,13 @@
 """`gpt2/data/loader.py`: which token goes into which batch, whatever the processes, micro-batches and interruptions."""
 
+import multiprocessing
+import resource
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
 import torch
-from conftest import run_python
 
 from gpt2.data.loader import Sequences, TokenLoader, shuffled
 from gpt2.data.shards import find_shards, write_shard
@@ -45,7 +47,9 @@ def test_targets_are_the_inputs_moved_on_by_one(shards):
 def test_a_step_has_the_same_tokens_for_any_processes_and_micro_batch(shards, seed, world, micro):
     found = find_shards(shards, "train")
     expected = tokens_of([TokenLoader(found, 128, 16, micro_batch=2, seed=seed)], 70)  # more than two epochs
-    loaders = [TokenLoader(found, 128, 16, rank, world, micro, seed) for rank in range(world)]
+    loaders = [
+        TokenLoader(found, 128, 16, rank=rank, world_size=world, micro_batch=micro, seed=seed) for rank in range(world)
+    ]
     np.testing.assert_array_equal(tokens_of(loaders, 70), expected)
 
 
@@ -78,7 +82,7 @@ def test_a_resumed_loader_goes_on_where_the_first_stopped_with_other_processes(s
     tokens_of([first], 31)
     state, expected = first.state_dict(), tokens_of([first], 10)
     assert state == {"position": 31 * 8, "seed": 5}
-    resumed = [TokenLoader(found, 128, 16, rank, 2, 2) for rank in range(2)]
+    resumed = [TokenLoader(found, 128, 16, rank=rank, world_size=2, micro_batch=2) for rank in range(2)]
     for loader in resumed:
         loader.next_step()  # something is prepared already, and must not be used
         loader.load_state_dict(state)
@@ -102,19 +106,17 @@ def test_memory_does_not_grow_with_the_shards(tmp_path):
     tokens = np.zeros(2**25, dtype=np.uint16)  # 64 MB
     for i in range(4):
         write_shard(tmp_path / f"train_{i:06d}.bin", tokens)
-    script = tmp_path / "read.py"
-    script.write_text(
-        "import resource, sys\n"
-        "from gpt2.loader import TokenLoader\n"
-        "from gpt2.shards import find_shards\n"
-        "loader = TokenLoader(find_shards(sys.argv[1], 'train'), 2**17, 1024, micro_batch=16)\n"
-        "peaks = []\n"
-        "for _ in range(2**27 // 2**17 - 1):\n"
-        "    loader.next_step()\n"
-        "    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
-        "print(peaks[-1] - peaks[8])\n"
-    )
-    assert int(run_python(script, tmp_path).stdout) < 25_000  # kB
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        assert pool.submit(growth_of_memory, tmp_path).result() < 25_000  # kB
+
+
+def growth_of_memory(folder) -> int:
+    """Read all shards of a folder; return by how many kB the peak of memory has grown after the first steps."""
+    loader, peaks = TokenLoader(find_shards(folder, "train"), 2**17, 1024, micro_batch=16), []
+    for _ in range(2**27 // 2**17 - 1):
+        loader.next_step()
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    return peaks[-1] - peaks[8]
 
 
 def test_the_next_step_is_prepared_while_this_one_is_used(shards, monkeypatch):

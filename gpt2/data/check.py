@@ -1,4 +1,4 @@
-"""`gpt2 check`: every shard of a folder compared with the index that describes it."""
+"""`gpt2 check`: compare every shard of a folder with the index that describes it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,25 +19,23 @@ class Options:
 
 
 def main(options: Options) -> None:
-    """Print that all is well. Raises UserError with a sentence for each shard that differs, or without an index."""
+    """Print that all is well. Raises UserError without an index, and with one sentence per shard that differs."""
     if not list(options.folder.glob("index*.json")):
         raise UserError(f"{options.folder} has no index; name one folder of shards, such as data/stdlib")
-    if wrong := check_folder(options.folder):
-        raise UserError("; ".join(wrong))
+    if problems := check_folder(options.folder):
+        raise UserError("; ".join(problems))
     print(f"{options.folder}: every shard is as its index describes")
 
 
 def check_folder(folder: Path) -> list[str]:
-    """Compare every shard that an index of `folder` names with its record; return a sentence for each that differs."""
-    wrong = []
+    """Compare every shard with its record in the folder's indexes; return one sentence per shard that differs."""
+    problems = []
     for index in sorted(folder.glob("index*.json")):
         for record in read_index(index)["shards"]:
             path = folder / record["name"]
             try:
-                tokens = open_shard(path).tokens
+                if open_shard(path).tokens != record["tokens"] or sha256_of(path) != record["sha256"]:
+                    problems.append(f"{path} is not as {index.name} describes it; delete both and run fineweb.py again")
             except UserError as error:
-                wrong.append(str(error))
-                continue
-            if tokens != record["tokens"] or sha256_of(path) != record["sha256"]:
-                wrong.append(f"{path} is not the file that its index describes; delete both and run fineweb.py again")
-    return wrong
+                problems.append(str(error))
+    return problems

@@ -2,9 +2,9 @@
 
 Built in notebook 06.
 
-All shards together are one line of tokens. Sequence i is tokens [i·T, i·T + T + 1): T inputs, and the same moved on
-by one as targets. Step k takes sequences [k·B, (k+1)·B), whatever the number of processes; so the position in the
-data is one integer. A sequence may reach into the next shard, and no shard's tail is thrown away.
+All shards together are one stream of tokens. Sequence i is tokens [i·T, i·T + T + 1): T inputs, and the same shifted
+by one as targets. Step k takes sequences [k·B, (k+1)·B), for any number of processes, so the position in the data is
+one integer. A sequence may reach into the next shard, so no token at the end of a shard is lost.
 """
 
 import bisect
@@ -23,10 +23,11 @@ Batch = tuple[Tensor, Tensor]  # inputs and targets, each (micro_batch, T) int64
 
 
 def shuffled(index: np.ndarray, size: int, key: str) -> np.ndarray:
-    """Where a random order (one for every `key`) of 0 … size - 1 puts each `index`: computed, not stored.
+    """Map each `index` (N,) by a pseudo-random permutation of 0 … size - 1, which depends on `key`.
 
-    A Feistel network of four rounds on the next even power of two, walked until it lands below `size` (Black and
-    Rogaway, "Ciphers with Arbitrary Finite Domains", 2002). Ten million sequences need no table of 80 MB.
+    A Feistel network of four rounds permutes the numbers below an even power of two. It is applied again until the
+    result is below `size` (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002). The order of ten million
+    sequences is computed in this way, where a stored permutation would take 80 MB.
     """
     half = max(1, (max(size - 1, 1).bit_length() + 1) // 2)  # bits in each half
     mask = np.uint64((1 << half) - 1)
@@ -47,26 +48,26 @@ def shuffled(index: np.ndarray, size: int, key: str) -> np.ndarray:
 
 
 class Sequences:
-    """The shards as one line of tokens, cut into sequences of `block_size` inputs and the target after the last."""
+    """The shards as one stream of tokens, cut into sequences of `block_size` inputs and the target after the last."""
 
     def __init__(self, shards: Sequence[Shard], block_size: int, seed: int | None = None):
-        """`seed` shuffles the sequences of every epoch; None keeps file order."""
+        """`seed` shuffles the sequences of every epoch; None keeps their order in the files."""
         self.shards, self.block_size, self.seed = list(shards), block_size, seed
-        self.starts = np.cumsum([0, *(shard.tokens for shard in self.shards)])  # of each shard, in the line
+        self.starts = np.cumsum([0, *(shard.tokens for shard in self.shards)])  # of each shard, in the stream
         self.tokens = int(self.starts[-1])
 
     def __len__(self) -> int:
-        """Sequences in one epoch."""
+        """The number of sequences per epoch."""
         return max(0, (self.tokens - 1) // self.block_size)
 
     def read(self, index: np.ndarray) -> np.ndarray:
-        """Sequences by their running number, over all epochs: (N,) → (N, T + 1) uint16."""
+        """The sequences with these numbers, counted over all epochs: (N,) → (N, T + 1) uint16."""
         epoch, inside = np.divmod(index, len(self))
         if self.seed is not None:
             for e in np.unique(epoch):
                 inside[epoch == e] = shuffled(inside[epoch == e], len(self), key=f"{self.seed} {e}")
         rows = np.empty((len(index), self.block_size + 1), dtype=np.uint16)
-        if np.array_equal(inside, np.arange(len(index)) + inside[:1]):  # one stretch: one read
+        if np.array_equal(inside, np.arange(len(index)) + inside[:1]):  # consecutive sequences: one read
             line = self.line(int(inside[0]) * self.block_size, int(inside[-1] + 1) * self.block_size + 1)
             rows[:] = np.lib.stride_tricks.sliding_window_view(line, self.block_size + 1)[:: self.block_size]
         else:
@@ -76,7 +77,7 @@ class Sequences:
         return rows
 
     def line(self, start: int, stop: int, maps: dict[int, np.ndarray] | None = None) -> np.ndarray:
-        """Tokens [start, stop) of the line that all shards make; `maps` keeps shards mapped from call to call."""
+        """Tokens [start, stop) of the stream; `maps` keeps shards mapped from call to call."""
         parts = []
         maps = {} if maps is None else maps
         shard = bisect.bisect_right(self.starts, start) - 1
@@ -90,7 +91,7 @@ class Sequences:
 
 
 class TokenLoader:
-    """Deals the sequences of every optimiser step to processes and micro-steps, one step ahead of its reader."""
+    """Divides the sequences of every step among processes and micro-batches, and prepares them one step ahead."""
 
     def __init__(
         self,
@@ -104,16 +105,16 @@ class TokenLoader:
         device: torch.device | str = "cpu",
         overfit: bool = False,
     ):
-        """`batch_tokens` a step over all processes; `micro_batch` sequences at a time; `seed` None: file order.
+        """All processes together read `batch_tokens` per step, each in micro-batches of `micro_batch` sequences.
 
-        With `overfit`, every step has the tokens of the first.
-        Raises UserError where the tokens of a step don't divide evenly, or the shards hold fewer than one step.
+        `seed` shuffles every epoch; None keeps file order. With `overfit`, every step has the tokens of the first.
+        Raises UserError if a step doesn't divide evenly, or the shards hold fewer tokens than one step.
         """
         check_division(batch_tokens, block_size, micro_batch, world_size)
         self.sequences = Sequences(shards, block_size, seed)
         self.micro_batch, self.device = micro_batch, torch.device(device)
-        self.batch = batch_tokens // block_size  # sequences a step
-        self.mine = self.batch // world_size  # of them for this process
+        self.batch = batch_tokens // block_size  # sequences per step
+        self.mine = self.batch // world_size  # of them, for this process
         self.first = rank * self.mine
         if len(self.sequences) < self.batch:
             raise UserError(
@@ -131,20 +132,20 @@ class TokenLoader:
         return self.position / len(self.sequences)
 
     def next_step(self) -> list[Batch]:
-        """This process's micro-batches of the next step, on the device, while the one after is being prepared."""
+        """This process's micro-batches of the next step, on the device. A thread then prepares the step after it."""
         prepared = self._next or self._thread.submit(self._prepare, self.position)
         ready = prepared.result()
         batches = [(x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)) for x, y in ready]
         self.position += self.stride
-        self._next = self._thread.submit(self._prepare, self.position)  # last: it will want Python's lock
+        self._next = self._thread.submit(self._prepare, self.position)  # last, because it competes for Python's lock
         return batches
 
     def state_dict(self) -> dict[str, int | None]:
-        """The position in the data: sequences read so far, and the seed of their order."""
+        """The position in the data: the sequences read so far, and the seed of their order."""
         return {"position": self.position, "seed": self.sequences.seed}
 
     def load_state_dict(self, state: dict[str, int | None]) -> None:
-        """Go on where `state_dict` was taken, with any number of processes."""
+        """Continue from a `state_dict`, with any number of processes."""
         self.position, self.sequences.seed, self._next = int(state["position"] or 0), state["seed"], None
 
     def close(self) -> None:
@@ -152,7 +153,7 @@ class TokenLoader:
         self._thread.shutdown(cancel_futures=True)
 
     def _use_device(self) -> None:
-        """Pinned memory belongs to the thread's current device, which would be the first of all."""
+        """Choose the thread's device, to which its pinned memory belongs; the default is the first GPU."""
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
 
@@ -162,13 +163,13 @@ class TokenLoader:
         micro = rows.reshape(-1, self.micro_batch, rows.shape[1])
         x, y = (torch.from_numpy(part.astype(np.int64, order="C")) for part in (micro[..., :-1], micro[..., 1:]))
         batches = list(zip(x, y, strict=True))
-        if self.device.type == "cuda":  # only from pinned memory does a copy run beside the computation
+        if self.device.type == "cuda":  # a copy runs beside the computation from pinned memory only
             batches = [(x.pin_memory(), y.pin_memory()) for x, y in batches]
         return batches
 
 
 def check_division(batch_tokens: int, block_size: int, micro_batch: int, world_size: int) -> None:
-    """Raise UserError unless a step divides into whole micro-batches on every process; name the nearest that does."""
+    """Raise UserError unless a step divides into whole micro-batches on every process."""
     unit = micro_batch * block_size * world_size
     if batch_tokens % unit or batch_tokens < unit:
         nearest = max(1, round(batch_tokens / unit)) * unit

