@@ -1,9 +1,7 @@
 """log.txt is written as the contract says and read back without loss, and so are other projects' logs; the figure
 is drawn from them."""
 
-import contextlib
 import fcntl
-import inspect
 import os
 import pty
 import struct
@@ -16,12 +14,17 @@ from types import SimpleNamespace
 import matplotlib.image
 import numpy as np
 import pytest
-from conftest import ROOT, run_python
+from conftest import ROOT, command, run_python, train_words
 
+from gpt2 import __main__ as gpt2
 from gpt2.logs.plot import plot_logs, positions
 from gpt2.logs.reader import read_log
-from gpt2.logs.writer import RunLog, truncate_log
+from gpt2.logs.writer import RunLog, StepMetrics, truncate_log
 from gpt2.system.errors import UserError
+
+
+def metrics(loss=1.0, lr=1.0, norm=1.0, seconds=1.0, tokens=1, epoch=0.0, mfu=0.0) -> StepMetrics:
+    return StepMetrics(loss, lr, norm, seconds, tokens, epoch, mfu)
 
 
 def make_log(path, steps: int = 30, first: int = 0) -> None:
@@ -30,18 +33,15 @@ def make_log(path, steps: int = 30, first: int = 0) -> None:
     for step in range(first, steps):
         if step % 10 == 0:
             log.validation(step, 9 - step / 7, 3 - step / 50)
-        log.step(step, 10 - step / 7, 1e-3 * step, 2.5, 0.125, 4096, epoch=step / 100, mfu=0.371)
+        log.step(step, metrics(10 - step / 7, 1e-3 * step, 2.5, 0.125, 4096, epoch=step / 100, mfu=0.371))
     log.hellaswag(steps, 2561, 10042)
     log.samples(steps, ['two\nlines | "quoted" \u2028 é'])
     log.close()
 
 
-SCRIPT = f"import sys\nfrom gpt2.logs import RunLog\n{inspect.getsource(make_log)}\nmake_log(sys.argv[1])\n"
-
-
 def test_lines_are_those_of_the_published_log(tmp_path):
     log = RunLog(tmp_path / "log.txt", active=True, steps=1)
-    log.step(0, 10.955009, 1.2e-5, 15.9685, 12.70184, 524288)
+    log.step(0, metrics(10.955009, 1.2e-5, 15.9685, 12.70184, 524288))
     log.validation(250, 6.1631, 1.8312)
     log.hellaswag(250, 2561, 10042)
     log.measured(250, SimpleNamespace(loss=6.1, bits_per_byte=1.8, top1=0.25, top10=0.5))
@@ -100,7 +100,7 @@ def test_every_value_also_goes_to_the_trackers(tmp_path):
     seen = Notebook()
     log = RunLog(tmp_path / "log.txt", active=True, steps=2, trackers=[seen])
     log.header({"command": "train_gpt2.py"})
-    log.step(1, 3.5, 1e-3, 2.5, 0.5, 4096, epoch=0.25, mfu=0.4)
+    log.step(1, metrics(3.5, 1e-3, 2.5, 0.5, 4096, epoch=0.25, mfu=0.4))
     log.validation(1, 3.25, 1.5)
     log.hellaswag(1, 1, 4)
     log.measured(1, SimpleNamespace(loss=3.0, bits_per_byte=1.4, top1=0.25, top10=0.5))
@@ -130,7 +130,7 @@ def test_a_tracker_that_fails_is_given_up_once_and_the_run_goes_on(tmp_path):
     sound.close = lambda: 1 / 0
     log = RunLog(tmp_path / "log.txt", active=True, steps=3, trackers=[broken, sound])
     for step in range(3):
-        log.step(step, 1.0, 1.0, 1.0, 1.0, 1)
+        log.step(step, metrics())
     log.close()
     lines = (tmp_path / "log.txt").read_text().split("\n")
     assert [line for line in lines if "notebook" in line] == [
@@ -146,7 +146,7 @@ def test_a_resumed_log_goes_on_from_where_the_checkpoint_stood(tmp_path):
     for step in range(20):
         if step == 10:
             position = log.position()
-        log.step(step, 1.0 + step, 1.0, 1.0, 1.0, 1)
+        log.step(step, metrics(1.0 + step))
     with open(path, "a") as file:  # killed within a line
         file.write("step   20 | lo")
     truncate_log(path, position)
@@ -187,25 +187,39 @@ def test_a_full_disk_holds_lines_back_and_does_not_end_the_run(tmp_path, capsys)
     for step in range(4):
         if step in (1, 3):
             os.dup2(full if step == 1 else disk, log.file.fileno())
-        log.step(step, 1.0, 1.0, 1.0, 1.0, 1)
+        log.step(step, metrics())
     log.close()
     assert capsys.readouterr().out.count("can't be written (No space left on device)") == 1
     np.testing.assert_array_equal(read_log(tmp_path / "log.txt").step, np.arange(4))
 
 
-def test_a_closed_terminal_does_not_end_the_run(tmp_path):
+def test_a_run_whose_output_is_piped_into_head_goes_on_quietly_to_its_end(shards, tmp_path):
+    """As in `train_gpt2.py … | head -1`, with the buffered output of a pipe."""
+    run = command(*train_words(shards, tmp_path / "run"))
+    del run["env"]["PYTHONUNBUFFERED"]
+    process = subprocess.Popen(**run, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.readline().startswith("# command: train_gpt2.py demo")
+    process.stdout.close()
+    said = process.stderr.read()
+    assert process.wait() == 0
+    assert not any(words in said for words in ("Traceback", "Exception ignored", "BrokenPipe")), said
+    assert len(read_log(tmp_path / "run" / "log.txt").step) == 20
+
+
+def test_a_closed_terminal_does_not_end_the_run(tmp_path, monkeypatch):
+    """Its lines are dropped, and nothing is left to be written when Python ends."""
     read, write = os.pipe()
     os.close(read)
-    command = [sys.executable, "-c", SCRIPT, tmp_path / "log.txt"]
-    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, cwd=ROOT, text=True)
-    os.close(write)
-    assert "Traceback" not in done.stderr
+    monkeypatch.setattr(sys, "stdout", open(write, "w"))  # noqa: SIM115
+    make_log(tmp_path / "log.txt")
+    sys.stdout.close()
     assert len(read_log(tmp_path / "log.txt").step) == 30
 
 
 def test_losses_that_are_not_numbers_are_read_too(tmp_path):
     (tmp_path / "log.txt").write_text(
-        "step    0 | loss: nan | lr: 1.2000e-05 | norm: inf | dt: 1.00ms | tok/sec: 1.00\nhalf a li"
+        "step    0 | loss: nan | lr: 1.2000e-05 | norm: inf | dt: 1.00ms | tok/sec: 1.00\n"
+        "step    1 | loss: 5.0 | lr: 1.2000e-05 | norm: 1.5 | dt: 1.00ms | tok/sec: 1.00\nhalf a li"
     )
     log = read_log(tmp_path / "log.txt")
     assert np.isnan(log.loss[0]) and np.isinf(log.norm[0])
@@ -213,18 +227,21 @@ def test_losses_that_are_not_numbers_are_read_too(tmp_path):
 
 def test_only_the_first_process_writes(tmp_path):
     log = RunLog(tmp_path / "log.txt", active=False, steps=1)
-    log.step(0, 1.0, 1.0, 1.0, 1.0, 1)
+    log.step(0, metrics())
     log.close()
     assert not (tmp_path / "log.txt").exists()
 
 
-def test_plotting_overlays_logs_into_a_picture(tmp_path):
-    for name in "ab":
-        make_log(tmp_path / f"{name}.txt")
-    run_python("-m", "gpt2", "plot", tmp_path / "a.txt", "-o", tmp_path / "one.png")
-    run_python("-m", "gpt2", "plot", tmp_path / "a.txt", tmp_path / "b.txt", "-o", tmp_path / "two.png")
-    one, two = (matplotlib.image.imread(tmp_path / f"{name}.png") for name in ("one", "two"))
-    assert one.shape[0] > 500 and one.std() > 0.01 and not np.array_equal(one, two)
+def test_plotting_overlays_logs_into_a_picture(tmp_path, capsys):
+    a, b, one, two = (tmp_path / name for name in ("a.txt", "b.txt", "one.png", "two.png"))
+    for path in (a, b):
+        make_log(path)
+    run_python("-m", "gpt2", "plot", a, "-o", one)
+    capsys.readouterr()
+    gpt2.main(["plot", str(a), str(b), "-o", str(two)])
+    assert capsys.readouterr().out == f"wrote {two}\n"
+    single, overlaid = matplotlib.image.imread(one), matplotlib.image.imread(two)
+    assert single.shape[0] > 500 and single.std() > 0.01 and not np.array_equal(single, overlaid)
 
 
 def test_the_figure_shows_everything_in_the_log(tmp_path):
@@ -243,35 +260,32 @@ def test_the_figure_shows_everything_in_the_log(tmp_path):
         assert any(np.array_equal(line, np.column_stack([x, y])) for line in drawn), label
 
 
-def test_a_terminal_gets_a_bar_and_a_file_plain_lines(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    piped = run_python(script, tmp_path / "piped.txt")
-    terminal, ours = pty.openpty()
-    fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    command = [sys.executable, script, tmp_path / "shown.txt"]
-    process = subprocess.Popen(command, stdout=ours, stderr=ours, env=environment)
-    os.close(ours)
-    shown = ""
-    with contextlib.suppress(OSError):  # how Linux says that the other end is closed
-        while part := os.read(terminal, 4096):
-            shown += part.decode(errors="replace")
-    assert process.wait() == 0
-    assert "30/30" in shown and "step/s" in shown
-    assert "loss 5.8571, 123k tokens, epoch 0.29, MFU 37.1%" in shown
-    assert "step/s" not in piped.stdout + piped.stderr and "step   29 | loss" in piped.stdout
+def test_a_terminal_gets_a_bar_and_a_file_plain_lines(tmp_path, monkeypatch, capfd):
+    make_log(tmp_path / "piped.txt", steps=3)
+    piped = capfd.readouterr()
+    reader, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    with open(terminal, "w", encoding="utf-8") as stream, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", stream)
+        patched.setattr(sys, "stderr", stream)
+        make_log(tmp_path / "shown.txt", steps=3)
+    shown = os.read(reader, 2**16).decode(errors="replace")
+    assert "3/3" in shown and "step/s" in shown
+    assert "loss 9.7143, 12.3k tokens, epoch 0.02, MFU 37.1%" in shown
+    assert "step/s" not in piped.out + piped.err and "step    2 | loss" in piped.out
     assert (tmp_path / "piped.txt").read_text() == (tmp_path / "shown.txt").read_text()
 
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")  # it quotes lines of a log
-HEADER = "# command: train_gpt2.py demo\n# tokens: 4,096,000 = 2,000 steps of 2,048\n"
+HEADER = "# command: train_gpt2.py demo\n# tokens: 4,096,000 = 2,000 steps of 2,048; 2.90e+13 FLOPs\n"
+VALIDATION = "step    0 | val loss: 10.9500 | bits/byte: 3.8312\n"
 NO_LOGS = [
     "",
     "no log\n",
     b"\xff\x00",
     README,
     HEADER,
+    HEADER + VALIDATION,
     "step    0 | loss: foo | lr: 1 | norm: 1 | dt: 1ms | tok/sec: 1",
 ]
 
@@ -284,9 +298,18 @@ def test_a_file_that_is_no_log_is_refused(tmp_path, content):
         read_log(tmp_path / "log.txt")
 
 
-def test_a_refusal_is_one_sentence(tmp_path):
-    done = run_python("-m", "gpt2", "plot", tmp_path / "log.txt", check=False)
-    assert done.returncode == 2 and done.stderr.startswith("error: can't read the log") and done.stderr.count("\n") == 1
+def test_a_text_that_quotes_a_log_is_refused_and_not_drawn(tmp_path):
+    done = run_python("-m", "gpt2", "plot", ROOT / "README.md", "-o", tmp_path / "loss.png", check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and not done.stdout
+    assert done.stderr.startswith(
+        f"error: {ROOT / 'README.md'} holds only one step of a log; give the log.txt of a run"
+    )
+    assert not (tmp_path / "loss.png").exists()
+
+
+def test_a_missing_log_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"can't read the log .*log.txt \(No such file"):
+        gpt2.main(["plot", str(tmp_path / "log.txt")])
 
 
 PEERS = {
@@ -441,12 +464,13 @@ def test_bits_per_byte_are_drawn_for_every_loss(tmp_path):
         plot_logs([read_log(tmp_path / "log.txt")], y="bits-per-byte")
 
 
-@pytest.mark.parametrize("flags", [["0"], ["nan"], ["-1"], ["100", "--x", "tokens"]])
+@pytest.mark.parametrize("flags", [["0"], ["nan"], ["inf"], ["-1"], ["100", "--x", "tokens"]])
 def test_a_speed_that_makes_no_sense_is_refused(tmp_path, flags):
     make_log(tmp_path / "log.txt", steps=1)
     out = tmp_path / "loss.png"
-    done = run_python("-m", "gpt2", "plot", tmp_path / "log.txt", "-o", out, "--tokens-per-second", *flags, check=False)
-    assert done.returncode == 2 and done.stderr.startswith("error: --tokens-per-second") and not out.exists()
+    with pytest.raises(UserError, match="--tokens-per-second"):
+        gpt2.main(["plot", str(tmp_path / "log.txt"), "-o", str(out), "--tokens-per-second", *flags])
+    assert not out.exists()
 
 
 def test_the_header_says_how_many_tokens_a_step_has(tmp_path):
@@ -464,6 +488,6 @@ def test_a_refused_file_lists_the_logs_that_are_read(tmp_path):
 
 def test_an_unwritable_picture_is_refused(tmp_path):
     make_log(tmp_path / "log.txt")
-    for out in ("/proc/loss.png", tmp_path / "loss.nonsense"):
-        done = run_python("-m", "gpt2", "plot", tmp_path / "log.txt", "-o", out, check=False)
-        assert done.returncode == 2 and "can't write" in done.stderr
+    for out in ("/proc/loss.png", str(tmp_path / "loss.nonsense")):
+        with pytest.raises(UserError, match="can't write"):
+            gpt2.main(["plot", str(tmp_path / "log.txt"), "-o", out])

@@ -12,14 +12,15 @@ from conftest import ROOT, make_shards, run_python, train
 from gpt2.logs import trackers
 from gpt2.logs.reader import read_log
 from gpt2.logs.trackers import TensorBoard, check_trackers, open_trackers
-from gpt2.logs.writer import RunLog
+from gpt2.logs.writer import RunLog, StepMetrics
 from gpt2.model import GPT, GPTConfig
 from gpt2.planning import gpus
 from gpt2.planning.flops import flops_per_token
 from gpt2.planning.gpus import HARDWARE, find_hardware, peak_flops
 from gpt2.system.errors import UserError
-from gpt2.system.processes import Processes
+from gpt2.system.processes import Processes, process_group
 from gpt2.training import telemetry
+from gpt2.training.distributed import wrap
 from gpt2.training.telemetry import describe_machine, gpu_state, layer_norms
 
 SMALL = GPTConfig(block_size=16, vocab_size=257, n_layer=2, n_head=2, n_embd=32)
@@ -74,7 +75,7 @@ def test_tensorboard_shows_a_resumed_run_as_one_curve(tmp_path):
         for step in range(first, killed_at):
             if step == 10 and not first:
                 log.validation(step, 3.0, 1.0)  # before the checkpoint of step 10: not measured again
-            log.step(step, 5 - step / 10, 1e-3, 1.0, 0.5, 100)
+            log.step(step, StepMetrics(5 - step / 10, 1e-3, 1.0, 0.5, 100, epoch=0.0, mfu=0.0))
         if first:  # the other one is killed
             log.close()
     steps, loss = curves(tmp_path)["train/loss"]
@@ -145,35 +146,27 @@ def test_norms_are_those_of_whole_layers():
     assert {gradient for gradient, _ in layer_norms(model).values()} == {0.0}
 
 
-DIVIDED = """
-import sys, torch
-from torch.nn.parallel import DistributedDataParallel
-from gpt2.system.processes import start, stop
-from gpt2.training.distributed import wrap
-from gpt2.model import GPT
-from gpt2.training.telemetry import layer_norms
-from test_telemetry import SMALL
-processes = start("cpu")
-found = []
-for zero in (0, 2, 3):
-    torch.manual_seed(0)
-    raw = GPT(SMALL)
-    model = wrap(raw, processes, zero=zero)
-    x = torch.randint(257, (2, 16), generator=torch.Generator().manual_seed(processes.rank))
-    model(x, x).backward()
-    found.append(layer_norms(model))
-for other in found[1:]:
-    for name in found[0]:
-        torch.testing.assert_close(torch.tensor(other[name]), torch.tensor(found[0][name]), rtol=1e-5, atol=1e-7)
-assert list(found[0]) == list(found[1]) and min(min(pair) for pair in found[0].values()) > 0
-print(f"equal {len(found)}")
-stop()
-"""
+def compare_norms_of_divided_layers() -> None:
+    """What each of the processes does that `test_norms_are_of_whole_layers_…` starts."""
+    norms = []
+    with process_group("cpu") as processes:
+        for zero in (0, 2, 3):
+            torch.manual_seed(0)
+            model = GPT(SMALL)
+            trained = wrap(model, processes, zero=zero)
+            x = torch.randint(257, (2, 16), generator=torch.Generator().manual_seed(processes.rank))
+            trained(x, x).backward()
+            norms.append(layer_norms(model))
+    for divided in norms[1:]:
+        assert list(divided) == list(norms[0])
+        for name, pair in divided.items():
+            assert min(pair) > 0
+            torch.testing.assert_close(torch.tensor(pair), torch.tensor(norms[0][name]), rtol=1e-5, atol=1e-7)
+    print(f"equal {len(norms)}")
 
 
-def test_norms_are_of_whole_layers_where_each_process_has_a_part(tmp_path):
-    (tmp_path / "script.py").write_text(DIVIDED)
-    assert run_python(tmp_path / "script.py", processes=2).stdout.count("equal 3") == 2
+def test_norms_are_of_whole_layers_where_each_process_has_a_part():
+    assert run_python(__file__, processes=2).stdout.count("equal 3") == 2
 
 
 @pytest.mark.parametrize(
@@ -284,3 +277,7 @@ def test_there_is_nothing_to_say_of_a_gpu_that_is_not_there():
 def test_a_gpu_tells_at_least_its_memory():
     state = gpu_state(torch.device("cuda", 0))
     assert 0 < state["memory GiB"] < 1000 and set(state) <= {"utilisation %", "temperature C", "memory GiB"}
+
+
+if __name__ == "__main__":
+    compare_norms_of_divided_layers()

@@ -1,6 +1,8 @@
-"""TODO."""
+"""Read a log of this project or of another one into arrays.
 
-import re
+Built in notebook 12.
+"""
+
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,40 +11,40 @@ import numpy as np
 from gpt2.logs.formats import FORMATS, OURS, recognise, rows_of
 from gpt2.system.errors import UserError
 
-TRAIN = {"loss", "lr", "norm", "dt", "tok_per_sec", "elapsed"}  # what a row of a training step may say
-
 
 @dataclass(frozen=True)
 class Log:
-    """A log as arrays; NaN is what it doesn't say.
+    """A log as arrays; NaN stands for a number that the log does not contain.
 
-    `step` goes with `loss` (nats per token), `lr`, `norm`, `dt` (ms), `tok_per_sec` and `seconds` (of training, from
-    the start to the end of that step, without evaluation); `val_step` with `val_loss` and `bits_per_byte`;
-    `hellaswag_step` with `hellaswag` (0 to 1). `batch_tokens` are the tokens of one step. `source` wrote it.
+    Columns of one group have the same length; the first one holds the steps.
     """
 
-    name: str
-    source: str
+    name: str  # path of the file
+    source: str  # one of gpt2.logs.formats.FORMATS
     header: dict[str, str]
-    batch_tokens: float
+    batch_tokens: float  # tokens per step
+    # training steps
     step: np.ndarray
-    loss: np.ndarray
+    loss: np.ndarray  # nats per token
     lr: np.ndarray
     norm: np.ndarray
-    dt: np.ndarray
+    dt: np.ndarray  # ms
     tok_per_sec: np.ndarray
-    seconds: np.ndarray
+    seconds: np.ndarray  # spent in training steps, without evaluation, from the start to the end of this step
+    # validations
     val_step: np.ndarray
-    val_loss: np.ndarray
+    val_loss: np.ndarray  # nats per token
     bits_per_byte: np.ndarray
+    # evaluations on HellaSwag
     hellaswag_step: np.ndarray
-    hellaswag: np.ndarray
+    hellaswag: np.ndarray  # accuracy, 0 to 1
 
 
 def read_log(path: str | Path) -> Log:
-    """Read a log of any of the `FORMATS`, recognised by its lines; others in it are passed over.
+    """Read a log of any of the `FORMATS`, which is recognised by its lines; other lines are ignored.
 
-    Raises UserError where there is no file or no line of any format in it.
+    Raises UserError for a file that can't be read, or that has lines about fewer than two steps, as a text that quotes
+    a log has. A curve needs two.
     """
     try:
         text = Path(path).read_text(encoding="utf-8", errors="replace")
@@ -50,58 +52,50 @@ def read_log(path: str | Path) -> Log:
         raise UserError(f"can't read the log {path} ({error.strerror}); give the log.txt of a run") from None
     lines = [line.rstrip() for line in text.split("\n")]
     source = recognise(lines)
-    # a page that quotes a few lines of a log is not a log
-    quoted = source == OURS and 2 * sum(line.startswith(("step", "# ")) for line in lines) < sum(map(bool, lines))
-    if source is None or quoted:
+    rows, batch_tokens = rows_of(lines, source) if source else ({}, np.nan)
+    if source is None or len(rows) < 2:
         raise UserError(
-            f"{path} holds no line of a log; give the log.txt of a run, or one of "
+            f"{path} holds {'only one step' if rows else 'no line'} of a log; give the log.txt of a run, or one of "
             f"{', '.join(list(FORMATS)[1:])} (their log file, or what they print)"
         )
-    rows, batch_tokens = rows_of(lines, source)
-    headers = (line[2:].split(": ", 1) for line in lines if line.startswith("# ") and ": " in line)
-    header = dict(headers) if source == OURS else {}
-    if named := re.search(r"steps of ([\d,]+)", header.get("tokens", "")):
-        batch_tokens = float(named[1].replace(",", ""))
-    return _log(str(path), source, header, batch_tokens, rows)
-
-
-def _log(name: str, source: str, header: dict[str, str], batch_tokens: float, rows: dict[int, dict[str, float]]) -> Log:
-    def columns(wanted: set[str], *names: str) -> list[np.ndarray]:
-        """The steps that have any of the `wanted` columns, then the named columns at these steps."""
-        steps = sorted(step for step, row in rows.items() if wanted & row.keys())
-        return [np.array(steps, dtype=float)] + [
-            np.array([rows[step].get(column, np.nan) for step in steps]) for column in names
-        ]
-
-    step, loss, lr, norm, dt, speed, elapsed = columns(TRAIN, "loss", "lr", "norm", "dt", "tok_per_sec", "elapsed")
-    if np.isfinite(elapsed).any():
-        dt, seconds = _split(step, elapsed)
-    else:
-        seconds = _sum(step, dt)
-    if np.isnan(batch_tokens) and np.isfinite(dt * speed).any():
-        batch_tokens = float(round(np.nanmedian(dt * speed) / 1e3))
+    header = [line[2:].split(": ", 1) for line in lines if source == OURS and line.startswith("# ") and ": " in line]
+    training = _table(rows, "step", "loss", "lr", "norm", "dt", "tok_per_sec", "elapsed_ms")
+    training["dt"], training["seconds"] = _times(training["step"], training["dt"], training.pop("elapsed_ms"))
+    if np.isnan(batch_tokens):
+        batch_tokens = float(np.round(_median(training["dt"] * training["tok_per_sec"]) / 1e3))
     with np.errstate(divide="ignore"):
-        speed = np.where(np.isnan(speed), batch_tokens / dt * 1e3, speed)
-    return Log(
-        *(name, source, header, batch_tokens, step, loss, lr, norm, dt, speed, seconds),
-        *columns({"val_loss"}, "val_loss", "bits_per_byte"),
-        *columns({"hellaswag"}, "hellaswag"),
-    )
+        computed = batch_tokens / training["dt"] * 1e3
+    training["tok_per_sec"] = np.where(np.isnan(training["tok_per_sec"]), computed, training["tok_per_sec"])
+    validations = _table(rows, "val_step", "val_loss", "bits_per_byte")
+    hellaswag = _table(rows, "hellaswag_step", "hellaswag")
+    return Log(str(path), source, dict(header), batch_tokens, **training, **validations, **hellaswag)
 
 
-def _sum(step: np.ndarray, dt: np.ndarray) -> np.ndarray:
-    """Seconds from the start to each step's end; a step that no line names takes as long as most do."""
-    if not np.isfinite(dt).any():
-        return np.full(len(step), np.nan)
-    usual = np.nanmedian(dt)
-    between = np.diff(step, prepend=-1) - 1
-    return np.cumsum(np.where(np.isfinite(dt), dt, usual) + between * usual) / 1e3
+def _median(values: np.ndarray) -> float:
+    """The median of the numbers that are finite; NaN if there are none."""
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if len(finite) else np.nan
 
 
-def _split(step: np.ndarray, elapsed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """dt in ms, and the seconds so far, from a clock in ms that may have been set back to 0 on the way."""
-    spent = np.diff(elapsed, prepend=0)
+def _table(rows: dict[int, dict[str, float]], steps_name: str, *columns: str) -> dict[str, np.ndarray]:
+    """The steps at which any of the columns has a number, under the name `steps_name`; and the columns."""
+    steps = sorted(step for step, row in rows.items() if row.keys() & set(columns))
+    arrays = {column: np.array([rows[step].get(column, np.nan) for step in steps]) for column in columns}
+    return {steps_name: np.array(steps, dtype=float), **arrays}
+
+
+def _times(step: np.ndarray, dt: np.ndarray, elapsed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """ms per step, and the seconds from the start of the run to the end of each step.
+
+    They come from a clock in ms if the log has one; it may have been set back to 0 during the run. Otherwise they come
+    from `dt`; a step that the log leaves out counts as the median step.
+    """
     gaps = np.diff(step, prepend=-1)
-    usual = np.median((spent / gaps)[spent > 0]) if (spent > 0).any() else np.nan
-    spent = np.where(spent < 0, usual * gaps, spent)
-    return spent / gaps, np.cumsum(spent) / 1e3
+    if np.isfinite(elapsed).any():
+        spent = np.diff(elapsed, prepend=0)
+        spent = np.where(spent < 0, _median((spent / gaps)[spent > 0]) * gaps, spent)
+        dt = spent / gaps
+    else:
+        usual = _median(dt)
+        spent = np.where(np.isfinite(dt), dt, usual) + (gaps - 1) * usual
+    return dt, np.cumsum(spent) / 1e3

@@ -35,6 +35,13 @@ def run_command(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        # Python would flush stdout once more on its way out, and report that this fails
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_stdout()
         sys.exit(CLOSED_PIPE)
+
+
+def discard_stdout() -> None:
+    """Drop what is printed from now on, since no one can read it: a pipe's other end, or the terminal, is closed.
+
+    Without this, Python flushes stdout once more at its exit, and reports that this fails.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
