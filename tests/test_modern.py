@@ -1,5 +1,7 @@
-"""Every part of `gpt2.modern.model` is what its name says, alone and beside the others."""
+"""Every part of `gpt2.modern` computes what its name says, alone and together with the others."""
 
+import dataclasses
+import json
 from dataclasses import replace
 
 import pytest
@@ -37,7 +39,7 @@ KINDS = {
 
 
 def model_of(parts: Parts, seed: int = 0, **sizes: int) -> Modern:
-    """A tiny model whose every parameter, those that start at zero too, has random values."""
+    """A tiny model with random values in every parameter, including those that are initialised to zero."""
     torch.manual_seed(seed)
     model = Modern(ModernConfig(**{**SIZES, **sizes}, parts=parts))
     with torch.no_grad():
@@ -48,17 +50,17 @@ def model_of(parts: Parts, seed: int = 0, **sizes: int) -> Modern:
 
 
 def constrain(model: Modern) -> None:
-    """What the optimiser does after every step."""
+    """Rescale the rows of a magnitude-preserving model, as the optimiser does after every step."""
     if model.config.parts.normalised_weights:
         normalise_rows(model)
 
 
 def tokens(batch: int = 2, length: int = 32, vocab_size: int = 300) -> torch.Tensor:
-    """Random tokens, always the same."""
+    """Random tokens, the same in every call."""
     return torch.randint(vocab_size, (batch, length), generator=torch.Generator().manual_seed(1))
 
 
-def test_gpt2s_choice_of_every_part_is_gpt2_to_the_last_bit():
+def test_with_gpt2s_parts_the_model_is_bit_identical_to_gpt2():
     torch.manual_seed(5)
     plain = GPT(GPTConfig(**SIZES))
     torch.manual_seed(5)
@@ -78,7 +80,7 @@ def test_gpt2s_choice_of_every_part_is_gpt2_to_the_last_bit():
 
 
 @pytest.mark.parametrize("parts", KINDS.values(), ids=KINDS.keys())
-def test_nothing_is_seen_before_its_time_and_the_cache_changes_nothing(parts: Parts):
+def test_no_position_sees_a_later_one_and_the_cache_does_not_change_logits(parts: Parts):
     model = model_of(parts)
     idx = tokens()
     with evaluating(model, torch.device("cpu"), "fp32"):
@@ -92,7 +94,7 @@ def test_nothing_is_seen_before_its_time_and_the_cache_changes_nothing(parts: Pa
 
 
 @pytest.mark.parametrize("parts", KINDS.values(), ids=KINDS.keys())
-def test_every_part_learns_and_has_a_gradient(parts: Parts):
+def test_every_parameter_has_a_gradient_and_the_loss_falls(parts: Parts):
     model = model_of(parts)
     idx = tokens()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -111,7 +113,7 @@ def test_every_part_learns_and_has_a_gradient(parts: Parts):
 
 
 @pytest.mark.parametrize("parts", [SPEEDRUN, LANGUINI, SMALL_OSS, MAGNITUDE], ids=lambda p: f"{p.mlp} {p.init}")
-def test_saved_and_read_again_it_is_the_same_model(parts: Parts, tmp_path):
+def test_a_saved_model_is_loaded_unchanged(parts: Parts, tmp_path):
     model = model_of(parts)
     save_pretrained(model, tmp_path / "model")
     again = from_pretrained(str(tmp_path / "model"))
@@ -119,8 +121,8 @@ def test_saved_and_read_again_it_is_the_same_model(parts: Parts, tmp_path):
     assert torch.equal(again(tokens()), model(tokens()))
 
 
-def test_gpt_oss_is_that_of_transformers():
-    """4 layers of alternating windows, sinks, 8 experts top-2, 4 query heads a key head: prefill and decoding."""
+def test_gpt_oss_has_the_logits_of_transformers():
+    """4 layers of alternating windows, sinks, 2 of 8 experts, 4 query heads per key head; prompt and decoding."""
     from transformers import GptOssConfig, GptOssForCausalLM
 
     yarn = {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}
@@ -151,17 +153,17 @@ def test_gpt_oss_is_that_of_transformers():
     ours.load_state_dict(gpt_oss_weights(theirs.state_dict(), layers=4))
     idx = tokens(2, 40, 320)
     with evaluating(ours, torch.device("cpu"), "fp32"):
-        wanted = theirs(idx).logits
-        assert wanted.std() > 0.5  # weights large enough for every part to matter
-        assert_close(ours(idx), wanted, atol=1e-4, rtol=0)
+        expected = theirs(idx).logits
+        assert expected.std() > 0.5  # weights large enough for every part to matter
+        assert_close(ours(idx), expected, atol=1e-4, rtol=0)
         cache, pieces = ours.new_cache(2), []
         for piece in idx.split([20] + [1] * 20, dim=1):
             pieces.append(ours(piece, cache=cache))
-        assert_close(torch.cat(pieces, dim=1), wanted, atol=1e-4, rtol=0)
+        assert_close(torch.cat(pieces, dim=1), expected, atol=1e-4, rtol=0)
 
 
 def gpt_oss_weights(theirs: dict[str, torch.Tensor], layers: int) -> dict[str, torch.Tensor]:
-    """Weights of transformers' GptOss under our names: its experts are (E, in, out), gates and inputs in turn."""
+    """Weights of transformers' GptOss under our names. Its experts are (E, in, out) and interleave gates and inputs."""
     ours = llama_weights(theirs, layers, ("weight", "bias"))
     for i in range(layers):
         old, new = f"model.layers.{i}.", f"transformer.h.{i}."
@@ -178,7 +180,7 @@ def gpt_oss_weights(theirs: dict[str, torch.Tensor], layers: int) -> dict[str, t
 
 
 def llama_weights(theirs: dict[str, torch.Tensor], layers: int, kinds: tuple[str, ...]) -> dict[str, torch.Tensor]:
-    """Tables, norms and attention of a LLaMA-like model of transformers under our names."""
+    """Embedding, head, norms and attention of a LLaMA-like model of transformers, under our names."""
     ours = {
         "transformer.wte.weight": theirs["model.embed_tokens.weight"],
         "transformer.ln_f.weight": theirs["model.norm.weight"],
@@ -194,7 +196,7 @@ def llama_weights(theirs: dict[str, torch.Tensor], layers: int, kinds: tuple[str
     return ours
 
 
-def test_rotary_rmsnorm_swiglu_and_shared_heads_are_those_of_llama():
+def test_rotary_positions_rmsnorm_swiglu_and_shared_heads_have_the_logits_of_llama():
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -224,15 +226,15 @@ def test_rotary_rmsnorm_swiglu_and_shared_heads_are_those_of_llama():
     ours.load_state_dict(weights)
     idx = tokens(2, 40, 320)
     with evaluating(ours, torch.device("cpu"), "fp32"):
-        wanted = theirs(idx).logits
-        assert wanted.std() > 0.5
-        assert_close(ours(idx), wanted, atol=1e-4, rtol=0)
+        expected = theirs(idx).logits
+        assert expected.std() > 0.5
+        assert_close(ours(idx), expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("sinks", [False, True])
 @pytest.mark.parametrize("window", [None, 1, 9, 64])
-def test_flex_attention_and_the_plain_formula_agree(window: int | None, sinks: bool):
+def test_flex_attention_computes_the_plain_formula(window: int | None, sinks: bool):
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, heads, 48, 16, generator=generator) for heads in (4, 2, 2))
     sink = torch.randn(4, generator=generator) if sinks else None
@@ -241,7 +243,7 @@ def test_flex_attention_and_the_plain_formula_agree(window: int | None, sinks: b
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("window", [None, 40])
-def test_flex_attention_on_a_gpu_has_the_plain_formulas_gradients(window: int | None):
+def test_flex_attention_on_a_gpu_has_the_gradients_of_the_plain_formula(window: int | None):
     q, k, v = (torch.randn(2, heads, 512, 64, device="cuda", requires_grad=True) for heads in (8, 2, 2))
     sinks = torch.randn(8, device="cuda", requires_grad=True)
     weight = torch.randn(2, 8, 512, 64, device="cuda")
@@ -253,7 +255,7 @@ def test_flex_attention_on_a_gpu_has_the_plain_formulas_gradients(window: int | 
         assert_close(fused, plain, atol=2e-3, rtol=2e-3)
 
 
-def test_a_window_hides_what_lies_before_it():
+def test_a_window_hides_the_positions_before_it():
     model = model_of(Parts(windows=(4,), position="none"), n_layer=1)
     idx = tokens()
     with evaluating(model, torch.device("cpu"), "fp32"):
@@ -264,32 +266,32 @@ def test_a_window_hides_what_lies_before_it():
     assert differs.nonzero().flatten().tolist() == [10, 11, 12, 13]
 
 
-def test_grouped_products_are_those_of_every_token_alone():
+def test_grouped_products_equal_one_product_per_token():
     torch.manual_seed(0)
     x = torch.randn(11, 6, requires_grad=True)
     weight = torch.randn(4, 5, 6, requires_grad=True)
     expert = torch.tensor([0, 0, 0, 2, 2, 2, 2, 2, 3, 3, 3])  # expert 1 has no token
     ends = torch.tensor([3, 3, 8, 11])
-    wanted = torch.stack([weight[e] @ row for e, row in zip(expert, x, strict=True)])
+    expected = torch.stack([weight[e] @ row for e, row in zip(expert, x, strict=True)])
     dy = torch.randn(11, 5)
-    assert_close(grouped_linear(x, weight, ends), wanted)
-    gradients = [torch.autograd.grad((y * dy).sum(), (x, weight)) for y in (grouped_linear(x, weight, ends), wanted)]
+    assert_close(grouped_linear(x, weight, ends), expected)
+    gradients = [torch.autograd.grad((y * dy).sum(), (x, weight)) for y in (grouped_linear(x, weight, ends), expected)]
     assert_close(*gradients)
 
 
 @pytest.mark.parametrize("many", [5, 2000])
-def test_every_copy_gets_a_row_of_its_own_among_its_experts_rows(many):
-    """In groups that begin at multiples of 8, which F.grouped_mm wants; all on one expert is the longest case."""
+def test_every_copy_of_a_token_gets_its_own_row_among_those_of_its_expert(many):
+    """Groups begin at multiples of 8, which F.grouped_mm needs. They fit even if one expert gets all tokens."""
     for chosen in (torch.randint(4, (many,)), torch.full((many,), 1), torch.tensor([3] * (many - 1) + [0])):
-        place, expert, ends = dispatch(chosen, 4)
-        assert place.unique().numel() == many
-        assert torch.equal(expert[place].argmax(1), chosen) and expert.sum() == many
-        assert torch.equal((place[:, None] >= ends).sum(1), chosen)
+        row, expert, ends = dispatch(chosen, 4)
+        assert row.unique().numel() == many
+        assert torch.equal(expert[row].argmax(1), chosen) and expert.sum() == many
+        assert torch.equal((row[:, None] >= ends).sum(1), chosen)
         assert (ends % 8 == 0).all() and ends[-1] == len(expert)
 
 
 @pytest.mark.gpu
-def test_grouped_products_on_a_gpu_are_those_of_a_loop():
+def test_grouped_products_on_a_gpu_equal_those_of_a_loop():
     x = torch.randn(104, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     weight = torch.randn(4, 32, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     ends = torch.tensor([32, 32, 80, 104], device="cuda")  # expert 1 has no token
@@ -302,7 +304,7 @@ def test_grouped_products_on_a_gpu_are_those_of_a_loop():
         assert_close(one, other, atol=0.1, rtol=0.02)
 
 
-def test_experts_do_not_depend_on_the_micro_batch():
+def test_the_gradients_of_experts_do_not_depend_on_the_micro_batch_size():
     model = model_of(SMALL_OSS)
     idx = tokens(4)
 
@@ -316,8 +318,8 @@ def test_experts_do_not_depend_on_the_micro_batch():
         assert_close(parts, whole, atol=1e-6, rtol=1e-4)
 
 
-def test_the_balance_keeps_experts_busy_and_is_no_part_of_the_loss():
-    """With it, a router that prefers one expert comes to use all; without it, it does not."""
+def test_load_balancing_keeps_all_experts_busy_and_is_not_part_of_the_loss():
+    """With it, a router that prefers one expert learns to use all of them. Without it, it does not."""
     shares = {}
     for balance in (0.0, 0.5):
         model = model_of(Parts(experts=4, experts_per_token=1, balance=balance), n_layer=1)
@@ -333,26 +335,26 @@ def test_the_balance_keeps_experts_busy_and_is_no_part_of_the_loss():
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-        shares[balance] = model.stream(idx)[1].item()
+        shares[balance] = model.hidden_and_balance(idx)[1].item()
     assert shares[0.5] < 1.15 < shares[0.0]  # 1: all experts equally busy
 
 
 def residual_magnitudes(model: Modern, idx: torch.Tensor) -> list[float]:
-    """Root mean square of the residual stream behind every layer."""
-    found: list[float] = []
+    """Root mean square of the residual stream after every layer."""
+    magnitudes: list[float] = []
     hooks = [
-        block.register_forward_hook(lambda _, __, out: found.append(out[0].square().mean().sqrt().item()))
+        block.register_forward_hook(lambda _, __, out: magnitudes.append(out[0].square().mean().sqrt().item()))
         for block in model.transformer.h
     ]
     with torch.no_grad():
         model(idx)
     for hook in hooks:
         hook.remove()
-    return found
+    return magnitudes
 
 
 def train_for(model: Modern, steps: int, constrained: bool) -> None:
-    """Train on text with structure: each token follows from the one before in one of a few ways."""
+    """Train on text with structure: only three tokens can follow each token."""
     generator = torch.Generator().manual_seed(3)
     follows = torch.randint(300, (300, 3), generator=generator)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-2, weight_decay=0.0)
@@ -374,7 +376,7 @@ def row_norms(model: Modern) -> torch.Tensor:
     return torch.cat([p.square().mean(-1).sqrt().flatten() for p in matrices])
 
 
-def test_magnitudes_are_preserved_through_200_steps_and_break_without_it():
+def test_magnitudes_are_preserved_for_200_steps_and_not_without_these_parts():
     sizes = {"n_layer": 6, "n_embd": 64}
     torch.manual_seed(0)
     model = Modern(ModernConfig(**{**SIZES, **sizes}, parts=MAGNITUDE))
@@ -387,18 +389,18 @@ def test_magnitudes_are_preserved_through_200_steps_and_break_without_it():
         assert 0.8 < magnitude < 1.25
     assert_close(row_norms(model), torch.ones(len(row_norms(model))), atol=1e-4, rtol=0)
 
-    torch.manual_seed(0)  # a plain sum: the stream grows from layer to layer
+    torch.manual_seed(0)  # with x + f(x), the residual stream grows from layer to layer
     model = Modern(ModernConfig(**{**SIZES, **sizes}, parts=replace(MAGNITUDE, residual="add")))
     train_for(model, 50, constrained=True)
     assert residual_magnitudes(model, idx)[-1] > 1.25
-    torch.manual_seed(0)  # not scaled back after every step: rows grow
+    torch.manual_seed(0)  # without rescaling after every step, rows grow
     model = Modern(ModernConfig(**{**SIZES, **sizes}, parts=MAGNITUDE))
     train_for(model, 50, constrained=False)
     assert (row_norms(model) > 1.1).any()
 
 
-def test_a_saved_model_of_one_magnitude_trains_on(tmp_path):
-    """The rows that pad its tables are zero when it is read, and must not become NaN."""
+def test_a_loaded_magnitude_preserving_model_can_be_trained(tmp_path):
+    """The padding rows of its embeddings are zero after loading, and must not become NaN."""
     model = model_of(MAGNITUDE)
     save_pretrained(model, tmp_path)
     model = from_pretrained(str(tmp_path))
@@ -408,9 +410,6 @@ def test_a_saved_model_of_one_magnitude_trains_on(tmp_path):
 
 
 def test_a_config_survives_json():
-    import dataclasses
-    import json
-
     for config in (GPTConfig(**SIZES), ModernConfig(**SIZES, parts=SMALL_OSS)):
         assert config_from_json(json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
@@ -425,18 +424,20 @@ def test_a_run_with_gpt2s_parts_builds_gpt2():
     ("parts", "words"),
     [
         ({"kv_heads": 3}, "kv_heads 3 does not divide n_head 4"),
-        ({"experts": 4, "experts_per_token": 5}, "experts_per_token 5"),
-        ({"windows": (0,)}, "windows (0,)"),
+        ({"experts": 4, "experts_per_token": 5}, "experts_per_token 5 is out of range; give 1 to 4"),
+        ({"windows": ("full", 0)}, "windows full 0 is out of range; give 1 or more"),
         ({"windows": ()}, "windows ()"),
         ({"position": "rotary", "head_size": 7}, "head_size 7 is odd"),
-        ({"rotary_base": 500.0}, "position learned has no use for rotary_base"),
-        ({"residual_mix": 1.0}, "residual_mix 1"),
+        ({"rotary_base": 500.0}, "position learned does not use rotary_base"),
+        ({"residual_mix": 1.0}, "residual-mix 1.0 is out of range; give more than 0, below 1"),
         ({"experts": -1}, "experts -1"),
         ({"init": "zero", "normalised_weights": True}, "init zero does not go with normalised_weights"),
-        ({"mlp_width": 0}, "mlp_width 0"),
+        ({"mlp_width": 0}, "mlp-width 0 is out of range"),
+        ({"balance": -1.0}, "balance -1.0"),
+        ({"yarn_factor": 0.5, "position": "rotary"}, "yarn-factor 0.5"),
     ],
 )
-def test_parts_that_make_no_sense_together_are_refused_by_name(parts: dict, words: str):
+def test_impossible_parts_are_refused_with_name_and_value(parts: dict, words: str):
     with pytest.raises(ValueError) as error:
         ModernConfig(**SIZES, parts=Parts(**parts))
     assert words in str(error.value)

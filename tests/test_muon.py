@@ -1,4 +1,4 @@
-"""Muon: updates of orthogonal matrices, the same however the work is divided, and torch's own where there is one."""
+"""Muon's updates are orthogonal, equal to those of torch.optim.Muon, and the same on any number of processes."""
 
 from pathlib import Path
 
@@ -6,13 +6,16 @@ import pytest
 import torch
 from conftest import run_python
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from gpt2.config.run import Model, Optim
 from gpt2.formats.build import build, make_config
 from gpt2.model import GPT, GPTConfig
 from gpt2.modern.parts import Parts
-from gpt2.optim.muon import divide, orthogonalise
+from gpt2.optim.muon import assign_owners, orthogonalise
 from gpt2.optim.optimizer import make_optimizer
+from gpt2.system.processes import Processes, process_group
+from gpt2.training.distributed import wrap
 
 MUON = Optim(kind="muon", lr=0.01, weight_decay=0.1)
 SHAPES = [(64, 64), (768, 768), (96, 600), (600, 96), (4, 80, 130), (3, 200, 48)]
@@ -20,8 +23,8 @@ SHAPES = [(64, 64), (768, 768), (96, 600), (600, 96), (4, 80, 130), (3, 200, 48)
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_every_singular_value_of_an_update_is_near_one(shape, dtype):
-    """Those above 1 % of the gradient's largest, in their own directions."""
+def test_the_singular_values_of_an_update_are_near_one(shape, dtype):
+    """Where the gradient has at least 1 % of its largest singular value, and along the gradient's singular vectors."""
     torch.manual_seed(0)
     gradients = torch.randn(shape) * 1e-4
     done = orthogonalise(gradients.to(dtype).view(-1, *shape[-2:])).float()
@@ -44,8 +47,8 @@ def weights_of(shapes) -> list[nn.Parameter]:
     return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
 
 
-def test_it_is_torchs_muon_but_for_the_bound_that_it_divides_by(monkeypatch):
-    """Momentum, Nesterov's step, the scale of tall and wide matrices and weight decay are torch's."""
+def test_an_update_is_torchs_except_for_the_bound_that_gradients_are_divided_by(monkeypatch):
+    """Momentum, Nesterov's step, the factor of tall matrices and weight decay are torch's."""
     shapes = [(48, 16), (16, 48), (32, 32)]
     ours, theirs = weights_of(shapes), weights_of(shapes)
     model = nn.ParameterDict({f"layer{i}": p for i, p in enumerate(ours)})
@@ -63,8 +66,8 @@ def test_it_is_torchs_muon_but_for_the_bound_that_it_divides_by(monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
-def test_the_iteration_is_torchs():
-    """Of a matrix of rank one both bounds are its only singular value: the whole computation is the same."""
+def test_the_newton_schulz_steps_are_torchs():
+    """For a matrix of rank one, both bounds equal its only singular value, so the whole computation is the same."""
     from torch.optim._muon import _zeropower_via_newtonschulz
 
     gradient = torch.outer(torch.randn(40), torch.randn(24)).bfloat16()
@@ -79,10 +82,10 @@ def test_the_iteration_is_torchs():
         (Parts(kv_heads=2, head_size=12, mlp="swiglu"), {"attn.c_attn": [48, 24, 24], "mlp.c_fc": [128, 128]}),
         (Parts(mlp="swiglu", experts=3, mlp_width=40), {"mlp.c_fc": [40, 40], "mlp.router": [3]}),
     ],
-    ids=["gpt2", "groups of heads", "experts"],
+    ids=["gpt2", "shared key heads", "experts"],
 )
-def test_each_map_that_a_matrix_holds_is_made_orthogonal_on_its_own(parts, rows):
-    """q, k and v; gate and input of a SwiGLU; every expert: whatever the size of their gradients."""
+def test_each_linear_map_of_a_fused_matrix_is_made_orthogonal_on_its_own(parts, rows):
+    """q, k and v; the gate and the input of a SwiGLU; every expert. The size of their gradients does not matter."""
     config = GPTConfig(8, 64, 1, 4, 32)
     if parts is not None:
         config = make_config(Model("d12", 64, 8, 1, 4, 32), parts)
@@ -101,20 +104,21 @@ def test_each_map_that_a_matrix_holds_is_made_orthogonal_on_its_own(parts, rows)
             assert values.quantile(0.1) > 0.5 and values.max() < 1.5, (name, values)
 
 
-def test_the_work_is_divided_evenly():
-    """GPT-2's 48 matrices over 8 processes, by the products of m × n: of m² n for X Xᵀ, m³ for its square, m² n."""
+def test_the_work_is_divided_evenly_over_the_processes():
+    """For GPT-2's 48 matrices and 8 processes. A step of an m × n map takes m² n + m³ + m² n multiplications."""
     with torch.device("meta"):
         model = GPT(GPTConfig())
     matrices = list(make_optimizer(model, MUON, world_size=8).matrices.values())
     load = [0] * 8
     for m in matrices:
-        load[m.owner] += sum(min(r, C) ** 2 * (2 * max(r, C) + min(r, C)) for r in m.maps for C in m.weight.shape[1:])
+        C = m.weight.size(1)
+        load[m.owner] += sum(min(r, C) ** 2 * (2 * max(r, C) + min(r, C)) for r in m.fused_rows)
     assert len(matrices) == 48 and max(load) == min(load)
-    assert {m.owner for m in divide([(m.weight, m.maps) for m in matrices], 1)} == {0}
+    assert {m.owner for m in assign_owners([(m.weight, m.fused_rows) for m in matrices], 1)} == {0}
 
 
-def test_a_step_that_overflowed_leaves_weights_and_state_alone():
-    """A GradScaler (fp16) finds an infinite gradient and skips the step."""
+def test_a_step_whose_gradients_overflow_leaves_weights_and_state_unchanged():
+    """A GradScaler (fp16) finds the infinite gradient and skips the step."""
     torch.manual_seed(0)
     model = GPT(GPTConfig(8, 64, 2, 2, 16))
     optimizer, scaler = make_optimizer(model, MUON), torch.amp.GradScaler("cpu", init_scale=8.0)
@@ -135,66 +139,63 @@ def test_a_step_that_overflowed_leaves_weights_and_state_alone():
     assert not any(torch.equal(a, b) for a, b in zip(first, third, strict=True) if a.dim() >= 2)
 
 
-DIVIDED = """
-import torch
-from gpt2.system.processes import Processes, start, stop
-from gpt2.training.distributed import wrap
-from gpt2.formats.build import build, make_config
-from gpt2.optim.optimizer import make_optimizer
-from gpt2.modern.parts import Parts
-from gpt2.config.run import Model, Optim
-
 PARTS = Parts(kv_heads=1, mlp="swiglu", experts=5, mlp_width=7, experts_per_token=5, balance=0.0)
-MUON = Optim(kind="muon", lr=0.02, weight_decay=0.1, eps=1e-4)  # biases of keys have gradients of noise alone
 
-def train(processes, zero, layers, weights="fp32"):
+
+def train_sharded(processes: Processes, zero: int, layers: int, weights: str = "fp32") -> tuple[nn.Module, dict]:
+    """A model after three steps on the same batches, whatever the number of processes; and its optimiser's state."""
     torch.manual_seed(0)
     raw = build(make_config(Model("d12", 64, 8, layers, 3, 27), PARTS))
     raw.to(torch.float32 if weights == "fp32" else torch.bfloat16)
     model = wrap(raw, processes, zero=zero)
-    optimizer = make_optimizer(raw, MUON, weights, rank=processes.rank, world_size=processes.world_size)
-    numbers = torch.Generator().manual_seed(1)
+    settings = Optim(kind="muon", lr=0.02, weight_decay=0.1, eps=1e-4)  # keys' biases have gradients of noise alone
+    optimizer = make_optimizer(raw, settings, weights, rank=processes.rank, world_size=processes.world_size)
+    generator = torch.Generator().manual_seed(1)
     for _ in range(3):
-        x = torch.randint(64, (6, 8), generator=numbers)
-        mine = x.chunk(processes.world_size)[processes.rank]
-        model(mine, mine).backward()
+        x = torch.randint(64, (6, 8), generator=generator).chunk(processes.world_size)[processes.rank]
+        model(x, x).backward()
         optimizer.step()
         optimizer.zero_grad()
-    states = {n: optimizer.state[p] for n, p in raw.named_parameters()}
-    return raw, {n: state["momentum"] for n, state in states.items() if "momentum" in state}, states
+    return raw, {name: optimizer.state[p] for name, p in raw.named_parameters()}
 
-def whole(tensor):
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
-def main():
-    processes = start("cpu")
-    world = processes.world_size
-    for layers in (1, 2):
-        for zero in (0, 1, 3):
-            alone, theirs, _ = train(Processes(0, 0, 1, processes.device), 0, layers)
-            raw, momenta, _ = train(processes, zero, layers)
-            for (name, p), q in zip(raw.named_parameters(), alone.parameters(), strict=True):
-                torch.testing.assert_close(whole(p), q, rtol=1e-4, atol=1e-5, msg=lambda m: f"{zero} {name} {m}")
-            for name, momentum in momenta.items():
-                torch.testing.assert_close(whole(momentum), theirs[name], rtol=1e-3, atol=1e-6)
-            held = sum(m.to_local().numel() if zero else m.numel() for m in momenta.values())
-            everything = sum(m.numel() for m in theirs.values())
-            assert processes.sum(held) == [everything] and held < 0.75 * everything, (zero, held, everything)
-    for zero in (0, 2):
-        raw, _, states = train(processes, zero, 1, "bf16-master")
-        for name, p in raw.named_parameters():
-            assert p.dtype == torch.bfloat16 and torch.equal(whole(p), whole(states[name]["master"]).bfloat16()), name
-    print("good")
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, gathered from all processes if it is sharded."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
-main()
-stop()
-__import__("os")._exit(0)
-"""
+
+def compare_with_one_process(processes: Processes, zero: int, layers: int) -> None:
+    """Weights and momenta are those of a single process, and the momenta are divided over the processes."""
+    alone, alone_states = train_sharded(Processes(0, 0, 1, processes.device), 0, layers)
+    raw, states = train_sharded(processes, zero, layers)
+    for (name, p), q in zip(raw.named_parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(whole(p), q, rtol=1e-4, atol=1e-5, msg=lambda m, name=name: f"{zero} {name} {m}")
+    momenta = {name: state["momentum"] for name, state in states.items() if "momentum" in state}
+    for name, momentum in momenta.items():
+        torch.testing.assert_close(whole(momentum), alone_states[name]["momentum"], rtol=1e-3, atol=1e-6)
+    held = sum(m.to_local().numel() if zero else m.numel() for m in momenta.values())
+    everything = sum(state["momentum"].numel() for state in alone_states.values() if "momentum" in state)
+    assert processes.sum(held) == [everything] and held < 0.75 * everything, (zero, held, everything)
+
+
+def check_masters(processes: Processes, zero: int) -> None:
+    """Every bf16 weight is its fp32 copy, rounded."""
+    raw, states = train_sharded(processes, zero, 1, "bf16-master")
+    for name, p in raw.named_parameters():
+        assert p.dtype == torch.bfloat16 and torch.equal(whole(p), whole(states[name]["master"]).bfloat16()), name
 
 
 @pytest.mark.parametrize("processes", [2, 3])
-def test_divided_work_gives_what_one_process_computes(tmp_path: Path, processes):
-    """Whatever is divided (DDP, ZeRO 1 and 3), with matrices whose number and rows the processes don't divide."""
-    script = tmp_path / "script.py"
-    script.write_text(DIVIDED.replace('print("good")', 'print("good", flush=True)'))
-    assert run_python(script, processes=processes).stdout.count("good") == processes
+def test_several_processes_compute_what_one_computes(processes):
+    """Under DDP, ZeRO 1 and ZeRO 3, with matrices whose number and rows the processes do not divide."""
+    assert run_python(Path(__file__), processes=processes).stdout.count("good") == processes
+
+
+if __name__ == "__main__":
+    with process_group("cpu") as joined:
+        for number_of_layers in (1, 2):
+            for stage in (0, 1, 3):
+                compare_with_one_process(joined, stage, number_of_layers)
+        for stage in (0, 2):
+            check_masters(joined, stage)
+        print("good", flush=True)

@@ -1,4 +1,4 @@
-"""Learning rates by their published formulas; AdamW by its own."""
+"""Learning-rate schedules and AdamW follow their published formulas; parameters are grouped by their roles."""
 
 import math
 import re
@@ -17,7 +17,7 @@ from gpt2.optim.schedule import learning_rate
 from gpt2.system.errors import UserError
 
 
-def test_the_lecture_runs_schedule():
+def test_the_schedule_of_the_lectures_run():
     lr = {step: learning_rate(step, 6e-4, 19073, 715) for step in (0, 357, 714, 715, 9894, 19072, 19073, 30000)}
     assert lr[0] == pytest.approx(6e-4 / 715)
     assert lr[357] == pytest.approx(6e-4 * 358 / 715)
@@ -27,10 +27,13 @@ def test_the_lecture_runs_schedule():
     assert lr[19073] == lr[30000] == pytest.approx(6e-5)
 
 
+AFTER_WARMUP = ("linear", "constant", "wsd", "cosine")
+
+
 @pytest.mark.parametrize("fraction", [0.0, 0.1])
-def test_linear_constant_and_wsd(fraction):
-    kinds = {kind: [learning_rate(s, 1.0, 1000, 100, kind, fraction) for s in range(1001)] for kind in _KINDS}
-    for kind in _KINDS:
+def test_linear_constant_and_wsd_follow_their_formulas(fraction):
+    kinds = {kind: [learning_rate(s, 1.0, 1000, 100, kind, fraction) for s in range(1001)] for kind in AFTER_WARMUP}
+    for kind in AFTER_WARMUP:
         assert kinds[kind][49] == 0.5 and kinds[kind][99] == 1.0
     assert kinds["linear"][550] == pytest.approx((1 + fraction) / 2)
     assert kinds["linear"][1000] == pytest.approx(fraction)
@@ -40,10 +43,7 @@ def test_linear_constant_and_wsd(fraction):
     assert kinds["wsd"][1000] == pytest.approx(fraction)
 
 
-_KINDS = ("linear", "constant", "wsd", "cosine")
-
-
-def test_no_warm_up_starts_at_the_top():
+def test_without_warm_up_the_first_step_has_the_largest_rate():
     assert learning_rate(0, 1.0, 10, 0) == 1.0
 
 
@@ -52,7 +52,7 @@ def test_an_unknown_schedule_is_refused():
         learning_rate(0, 1.0, 10, 0, "cosin")
 
 
-def test_a_step_of_the_optimiser_is_adamws_formula_and_only_matrices_decay():
+def test_a_step_follows_adamws_formula_and_only_matrices_decay():
     torch.manual_seed(0)
     model = GPT(GPTConfig(block_size=8, vocab_size=64, n_layer=1, n_head=2, n_embd=16))
     optimizer = make_optimizer(model, Optim(lr=0.01, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1))
@@ -76,7 +76,7 @@ SMALL = GPTConfig(block_size=8, vocab_size=64, n_layer=2, n_head=2, n_embd=16)
 
 
 def train(model, optimizer, steps: int) -> float:
-    """The loss after so many steps on one batch."""
+    """The loss after this many steps on one batch."""
     idx = torch.arange(16, device=next(model.parameters()).device).view(2, 8)
     for _ in range(steps):
         model(idx, idx).backward()
@@ -85,7 +85,7 @@ def train(model, optimizer, steps: int) -> float:
     return model(idx, idx).item()
 
 
-def test_adamw_is_torchs_to_the_last_digit():
+def test_adamw_is_bit_identical_to_torchs():
     models = []
     for ours in (True, False):
         torch.manual_seed(0)
@@ -96,7 +96,7 @@ def test_adamw_is_torchs_to_the_last_digit():
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
-def test_every_parameter_has_the_role_that_its_name_and_dimensions_say():
+def test_every_parameter_has_the_role_of_its_name_and_dimensions():
     roles: dict[str, set[str]] = {role: set() for role in ("embedding", "head", "matrix", "vector")}
     for preset in ("speedrun", "gpt-oss-mini", "magnitude", "gpt2-124m"):
         with torch.device("meta"):
@@ -131,14 +131,14 @@ def test_the_learning_rates_of_a_step_keep_their_proportions():
     assert len(rates) == len(named)
 
 
-def test_special_rates_of_a_rate_of_zero_are_refused():
+def test_a_special_rate_beside_a_rate_of_zero_is_refused():
     with pytest.raises(UserError, match=r"--optim.head-lr 0.1 follows --optim.lr in proportion, which is 0"):
         make_optimizer(GPT(SMALL), Optim(lr=0.0, head_lr=0.1))
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_master_copies_learn_what_bf16_weights_alone_do_not(kind):
-    """Steps smaller than half the last digit of a bf16 weight are lost without them."""
+def test_fp32_copies_of_bf16_weights_learn_from_small_updates(kind):
+    """Without them, an update smaller than half the last digit of a bf16 weight is lost."""
     learned = {}
     for weights in ("fp32", "bf16-master", "bf16"):
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Attention with shared key heads, sliding windows and sinks; rotary positions.
+"""Attention with shared key and value heads, sliding windows and sinks; rotary positions.
 
 Built in notebooks 13 and 16.
 
@@ -11,71 +11,76 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import AuxRequest, create_block_mask, flex_attention
 
 from gpt2 import kernels
 from gpt2.modern.parts import Parts
 
-FLEX_FROM = 512  # positions; it is compiled for every length, which short sequences of any length would not repay
+FLEX_FROM = 512  # positions; FlexAttention is compiled for every length, which does not pay off for short sequences
 
 
 def rotary_table(parts: Parts, head_size: int, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine (T, D/2) by which the pairs of a head are turned at `positions` (T,).
+    """Cosine and sine (T, D/2) of the angles by which `positions` (T,) rotate the pairs of a head.
 
-    RoPE (Su et al., arXiv 2104.09864). YaRN (Peng et al., arXiv 2309.00071): pairs that turn fewer than once in the
-    old context are slowed down by the factor, those that turn more than 32 times stay, the rest lies between; and
-    logits grow by (0.1 ln factor + 1)², half of it on queries, half on keys.
+    RoPE (Su et al., arXiv 2104.09864). YaRN (Peng et al., arXiv 2309.00071) slows down the pairs that turn less than
+    once in the old context by `yarn_factor`. It keeps those that turn more than 32 times, and interpolates between.
+    It also multiplies attention scores by (0.1 ln yarn_factor + 1)², half of it on queries and half on keys.
     """
     pairs = torch.arange(head_size // 2, device=positions.device)
-    speed = parts.rotary_base ** (-2 * pairs / head_size)  # radians a position
+    frequencies = parts.rotary_base ** (-2 * pairs / head_size)  # radians per position
     scale = 1.0
     if parts.yarn_factor > 1:
-        pair_that_turns = [
+        # the pair that turns 32 times in the old context, and the pair that turns once
+        first, last = (
             head_size * math.log(parts.yarn_context / (turns * 2 * math.pi)) / (2 * math.log(parts.rotary_base))
             for turns in (32, 1)
-        ]
-        first, last = max(pair_that_turns[0], 0.0), min(pair_that_turns[1], head_size - 1.0)
+        )
+        first, last = max(first, 0.0), min(last, head_size - 1.0)
         slowed = ((pairs - first) / max(last - first, 1e-3)).clamp(0, 1)
-        speed = speed / parts.yarn_factor * slowed + speed * (1 - slowed)
+        frequencies = frequencies / parts.yarn_factor * slowed + frequencies * (1 - slowed)
         scale = 0.1 * math.log(parts.yarn_factor) + 1
-    angles = positions[:, None] * speed
+    angles = positions[:, None] * frequencies
     return angles.cos() * scale, angles.sin() * scale
 
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn the pairs (i, i + D/2) of x (B, H, T, D) by a rotary table."""
+    """Rotate the pairs (i, i + D/2) of x (B, H, T, D) by a rotary table."""
     cos, sin = table
     a, b = x.float().chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
 
 
+def is_visible(query: Tensor, key: Tensor, window: int | None) -> Tensor:
+    """Whether a query position sees a key position: one of the last `window` up to its own (None: all up to it)."""
+    causal = key <= query
+    return causal if window is None else causal & (key > query - window)
+
+
 def causal_mask(T: int, S: int, window: int | None, device: torch.device) -> Tensor:
-    """Which of S positions each of the last T of them sees: (T, S), True where it may look."""
-    query = torch.arange(S - T, S, device=device)[:, None]
-    key = torch.arange(S, device=device)
-    seen = key <= query
-    return seen if window is None else seen & (key > query - window)
+    """Which of S positions each of the last T sees: (T, S)."""
+    positions = torch.arange(S, device=device)
+    return is_visible(positions[S - T :, None], positions, window)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, window: int | None, sinks: Tensor | None, flex: bool) -> Tensor:
-    """The last T positions look at all S: q (B, H, T, D), k and v (B, K, S, D) → (B, H, T, D).
+    """Attention of the last T of S positions: q (B, H, T, D), k and v (B, K, S, D) → (B, H, T, D).
 
-    Each sees the `window` positions that end with itself (None: all); `sinks` (H,) are logits that join the softmax
-    and are dropped after it. `flex` allows FlexAttention, which skips what a window hides and keeps no (T, S) map; it
-    is used for windows and sinks on CUDA, from a length on at which that counts. The other paths compute the same.
+    Each position sees the `window` positions that end with its own (None: all). `sinks` (H,) are logits that take part
+    in the softmax and are dropped after it. `flex` permits FlexAttention, which skips the positions outside a window
+    and stores no (T, S) map. It is used on CUDA for windows and sinks of long sequences. All paths compute the same.
     """
     T, S = q.size(2), k.size(2)
-    q, k = q.to(v.dtype), k.to(v.dtype)  # autocast may leave what was normalised in fp32
+    q, k = q.to(v.dtype), k.to(v.dtype)  # autocast may leave normalised queries and keys in fp32
     if window is not None and window >= S:
         window = None
     if flex and q.device.type == "cuda" and T == S >= FLEX_FROM and (window or sinks is not None):
         return flex_attend(q, k, v, window, sinks)
-    if T == 1 and window is not None:  # one position sees the end of the line, whole
+    if T == 1 and window is not None:  # a single query sees everything in its window
         k, v, window = k[:, :, -window:], v[:, :, -window:], None
     if k.size(1) < q.size(1):
         k, v = (x.repeat_interleave(q.size(1) // k.size(1), dim=1) for x in (k, v))
-    mask = None if window is None or T == 1 else causal_mask(T, S, window, q.device)
     if sinks is None:
-        return kernels.attend(q, k, v, mask)
+        return kernels.attend(q, k, v, None if window is None else causal_mask(T, S, window, q.device))
     scores = (q / math.sqrt(q.size(-1))) @ k.transpose(-2, -1)  # (B, H, T, S)
     if T > 1:
         scores = scores.masked_fill(~causal_mask(T, S, window, q.device), float("-inf"))
@@ -87,39 +92,23 @@ def attend(q: Tensor, k: Tensor, v: Tensor, window: int | None, sinks: Tensor | 
 def flex_attend(q: Tensor, k: Tensor, v: Tensor, window: int | None, sinks: Tensor | None) -> Tensor:
     """`attend` for T = S through FlexAttention (Dong et al., arXiv 2412.05496), compiled.
 
-    A sink only adds to the sum under the softmax: the result without it, times sum / (sum + exp(sink)).
+    A sink only adds to the sum under the softmax: the output without it is multiplied by sum / (sum + exp(sink)).
     """
-    from torch.nn.attention.flex_attention import AuxRequest
+    T, device = q.size(2), q.device
 
-    mask = _block_mask(q.size(2), window, q.device)
-    wanted = AuxRequest(lse=True)  # the logarithm of that sum, (B, H, T)
-    y, aux = _flex(q, k, v, block_mask=mask, enable_gqa=k.size(1) < q.size(1), return_aux=wanted)
+    def mask_function(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return is_visible(query, key, window)
+
+    mask = create_block_mask(mask_function, None, None, T, T, device=str(device))
+    # inside a compiled model, FlexAttention is compiled with it
+    function = flex_attention if torch.compiler.is_compiling() or device.type == "cpu" else _compiled_flex_attention()
+    # lse: the logarithm of that sum, (B, H, T)
+    y, aux = function(q, k, v, block_mask=mask, enable_gqa=k.size(1) < q.size(1), return_aux=AuxRequest(lse=True))
     if sinks is not None:
         y = y * torch.sigmoid(aux.lse - sinks.view(1, -1, 1))[..., None].to(y.dtype)
     return y
 
 
-def _flex(*inputs: Any, **options: Any) -> Any:
-    """FlexAttention: as it is inside a compiled model or on a CPU, else compiled on its own."""
-    from torch.nn.attention.flex_attention import flex_attention
-
-    if torch.compiler.is_compiling() or inputs[0].device.type == "cpu":
-        return flex_attention(*inputs, **options)
-    return _compiled_flex()(*inputs, **options)
-
-
 @functools.cache
-def _compiled_flex() -> Any:
-    from torch.nn.attention.flex_attention import flex_attention
-
+def _compiled_flex_attention() -> Any:
     return torch.compile(flex_attention, dynamic=False)
-
-
-def _block_mask(T: int, window: int | None, device: torch.device) -> Any:
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        seen = key <= query
-        return seen if window is None else seen & (key > query - window)
-
-    return create_block_mask(sees, None, None, T, T, device=str(device))

@@ -6,6 +6,7 @@ With GPT-2's choice of every part it computes exactly what `gpt2.model.GPT` does
 Shapes in comments: as in `gpt2.model`, with H query heads, K heads of keys and values, and D = the width of a head.
 """
 
+import contextlib
 import math
 from dataclasses import dataclass, field
 
@@ -24,7 +25,7 @@ EPS = 1e-5  # of every RMSNorm, as in LLaMA and gpt-oss
 
 @dataclass(frozen=True)
 class ModernConfig(GPTConfig):
-    """The sizes of a GPT-2, and the choice of every part. Raises ValueError where they can't be had together."""
+    """The sizes of a GPT-2, and the choice of every part. Raises ValueError if they do not go together."""
 
     parts: Parts = field(default_factory=Parts)
 
@@ -34,9 +35,7 @@ class ModernConfig(GPTConfig):
                 raise ValueError(f"{name} is {value}; it must be at least 1")
         if self.parts.head_size is None and self.n_embd % self.n_head:
             raise ValueError(f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}; give a head_size")
-        problem = self.parts.problem(self.n_head, self.n_embd)
-        if problem:
-            raise ValueError(problem)
+        self.parts.check(self.n_head, self.n_embd)
 
     @property
     def head_size(self) -> int:
@@ -45,7 +44,7 @@ class ModernConfig(GPTConfig):
 
     @property
     def kv_heads(self) -> int:
-        """Heads of keys and values."""
+        """Number K of heads of keys and values."""
         return self.parts.kv_heads or self.n_head
 
     @property
@@ -54,13 +53,13 @@ class ModernConfig(GPTConfig):
         return self.parts.mlp_width or 4 * self.n_embd
 
     def window(self, layer: int) -> int | None:
-        """How many positions this layer sees, itself included; None: all before it."""
+        """How many positions this layer sees, the current one included; None: all up to it."""
         window = self.parts.windows[layer % len(self.parts.windows)]
         return None if window == "full" else window
 
 
 class NormalisedLinear(Linear):
-    """A linear map whose rows always have one magnitude: a unit input gives a unit output, whatever was learned.
+    """A linear layer whose rows have length 1 in use: an input of unit magnitude gives an output of unit magnitude.
 
     Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models" (arXiv 2312.02696), eq. 47.
     """
@@ -70,72 +69,70 @@ class NormalisedLinear(Linear):
         return linear(x, unit_rows(self.weight), self.bias)
 
 
-def make_linear(config: ModernConfig, inside: int, outside: int, bias: bool) -> Linear:
-    """A linear map of the kind that `config` asks for."""
-    return (NormalisedLinear if config.parts.normalised_weights else Linear)(inside, outside, bias)
+def make_linear(parts: Parts, inside: int, outside: int) -> Linear:
+    """The kind of linear layer that `parts` asks for."""
+    return (NormalisedLinear if parts.normalised_weights else Linear)(inside, outside, bias=parts.bias)
 
 
 def make_norm(config: ModernConfig) -> nn.Module:
-    """The norm that `config` asks for, over the last dimension."""
+    """The norm over the residual stream that `config` asks for."""
     if config.parts.norm == "layer":
         return nn.LayerNorm(config.n_embd)
     return nn.RMSNorm(config.n_embd, eps=EPS, elementwise_affine=config.parts.norm == "rms")
 
 
-def unit(x: Tensor) -> Tensor:
+def rms_norm(x: Tensor) -> Tensor:
     """x (…, C) scaled so that the mean of its squares over C is 1."""
     return F.rms_norm(x, (x.size(-1),), eps=EPS)
 
 
 class Attention(nn.Module):
-    """Causal self-attention in which heads of keys and values may be shared, windows slide and sinks drain."""
+    """Causal self-attention, with the choices of shared key and value heads, sliding windows, sinks and QK-norm."""
 
     def __init__(self, config: ModernConfig, layer: int):
         super().__init__()
         parts = config.parts
         self.layer, self.window, self.flex = layer, config.window(layer), True
-        self.n_head, self.kv_heads, self.head_size = config.n_head, config.kv_heads, config.head_size
-        inside = self.n_head * self.head_size
-        rows = inside + 2 * self.kv_heads * self.head_size  # q, k and v of all heads in one product
-        self.c_attn = make_linear(config, config.n_embd, rows, parts.bias)
-        self.c_proj = make_linear(config, inside, config.n_embd, parts.bias)
-        self.sinks = nn.Parameter(torch.zeros(self.n_head)) if parts.sinks else None
+        self.heads, self.head_size = (config.n_head, config.kv_heads, config.kv_heads), config.head_size  # of q, k, v
+        inside = config.n_head * config.head_size
+        self.c_attn = make_linear(parts, config.n_embd, sum(self.heads) * config.head_size)
+        self.c_proj = make_linear(parts, inside, config.n_embd)
+        self.sinks = nn.Parameter(torch.zeros(config.n_head)) if parts.sinks else None
         self.qk_norm = parts.qk_norm
-        self.unit_output = parts.residual == "magnitude"  # a mean of values is smaller than a value
+        self.unit_output = parts.residual == "magnitude"  # a mean of values has a smaller magnitude than a value
 
     def forward(self, x: Tensor, table: tuple[Tensor, Tensor] | None = None, cache: KVCache | None = None) -> Tensor:
-        """(B, T, C) → (B, T, C). `table` is the rotary one of these positions."""
+        """(B, T, C) → (B, T, C). `table` is the rotary table of these positions."""
         B, T, _ = x.shape
-        heads = self.c_attn(x).view(B, T, -1, self.head_size).transpose(1, 2)  # (B, H + 2 K, T, D)
-        q, k, v = heads.split([self.n_head, self.kv_heads, self.kv_heads], dim=1)
+        qkv = self.c_attn(x).view(B, T, -1, self.head_size).transpose(1, 2)  # (B, H + 2 K, T, D)
+        q, k, v = qkv.split(self.heads, dim=1)
         if self.qk_norm:
-            q, k = unit(q), unit(k)
+            q, k = rms_norm(q), rms_norm(k)
         if table is not None:
             q, k = rotate(q, table), rotate(k, table)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
         y = attend(q, k, v, self.window, self.sinks, self.flex)  # (B, H, T, D)
         y = y.transpose(1, 2).reshape(B, T, -1)
-        return self.c_proj(unit(y) if self.unit_output else y)
+        return self.c_proj(rms_norm(y) if self.unit_output else y)
 
 
 class MLP(nn.Module):
-    """Two linear maps around a non-linearity."""
+    """Two linear layers with an activation function between them."""
 
     def __init__(self, config: ModernConfig):
         super().__init__()
-        parts, width = config.parts, config.mlp_width
-        self.kind = parts.mlp
-        self.c_fc = make_linear(config, config.n_embd, width * (2 if is_gated(self.kind) else 1), parts.bias)
-        self.c_proj = make_linear(config, width, config.n_embd, parts.bias)
+        self.kind, width = config.parts.mlp, config.mlp_width
+        self.c_fc = make_linear(config.parts, config.n_embd, width * (2 if is_gated(self.kind) else 1))
+        self.c_proj = make_linear(config.parts, width, config.n_embd)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, C) → (B, T, C)."""
-        return self.c_proj(activate(self.kind, self.c_fc(x)))
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, C) → (B, T, C), and a load-balancing loss of 0, to be interchangeable with `Experts`."""
+        return self.c_proj(activate(self.kind, self.c_fc(x))), x.new_zeros(())
 
 
 class Block(nn.Module):
-    """One layer: attention, then MLP or experts, each reading a normalised copy of the residual stream."""
+    """One layer: attention, then MLP or experts. Each reads a normalised copy of the residual stream."""
 
     def __init__(self, config: ModernConfig, layer: int):
         super().__init__()
@@ -149,16 +146,15 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, table: tuple[Tensor, Tensor] | None = None, cache: KVCache | None = None
     ) -> tuple[Tensor, Tensor]:
-        """(B, T, C) → (B, T, C), and the experts' load-balancing loss (0 where there are none)."""
+        """(B, T, C) → (B, T, C), and the load-balancing loss."""
         if self.mix is not None:
-            x = unit(x)
+            x = rms_norm(x)
         x = self.add(x, self.attn(self.ln_1(x), table, cache))
-        y = self.mlp(self.ln_2(x))
-        y, balance = y if isinstance(y, tuple) else (y, x.new_zeros(()))
+        y, balance = self.mlp(self.ln_2(x))
         return self.add(x, y), balance
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
-        """x + y, or their weighted sum, of unit magnitude where x and y are (arXiv 2312.02696, eq. 88)."""
+        """x + y, or their weighted sum, which has unit magnitude if x and y have (arXiv 2312.02696, eq. 88)."""
         if self.mix is None:
             return x + y
         t = self.mix
@@ -166,7 +162,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The parts of the network under GPT-2's names; no position table where positions are not learned."""
+    """The parts of the network under GPT-2's names; the position embedding exists only if positions are learned."""
 
     def __init__(self, config: ModernConfig):
         super().__init__()
@@ -178,35 +174,36 @@ class Transformer(nn.Module):
 
 
 class Modern(nn.Module):
-    """A decoder of chosen parts, with the face of `gpt2.model.GPT`."""
+    """A decoder of chosen parts, with the interface of `gpt2.model.GPT`."""
 
     def __init__(self, config: ModernConfig):
         super().__init__()
         self.config = config
-        parts = config.parts
         self.transformer = Transformer(config)
-        self.lm_head = None if parts.tied else Linear(config.n_embd, config.padded_vocab_size, bias=False)
-        self.gain = nn.Parameter(torch.zeros(1)) if parts.gain else None
+        self.lm_head = None if config.parts.tied else Linear(config.n_embd, config.padded_vocab_size, bias=False)
+        self.gain = nn.Parameter(torch.zeros(1)) if config.parts.gain else None
         self.init_weights()
 
     def init_weights(self) -> None:
-        """The initialisation that `parts.init` names; biases, sinks and gain zero, norms one."""
-        kind, layers = self.config.parts.init, self.config.n_layer
-        smaller = {"gpt2": ("c_proj.weight",), "languini": ("mlp.c_proj.weight",), "zero": ()}[kind]
+        """The initialisation that `parts.init` names. Biases, sinks and gain are zero, weights of norms one."""
+        kind, residual_std = self.config.parts.init, 0.02 / math.sqrt(2 * self.config.n_layer)
+        residual = "mlp.c_proj.weight" if kind == "languini" else "c_proj.weight"
         for name, p in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(p)
-            elif p.dim() >= 2 and kind != "zero":
-                nn.init.normal_(p, std=0.02 / math.sqrt(2 * layers) if name.endswith(smaller) else 0.02)
+            elif p.dim() < 2:
+                continue
+            elif kind != "zero":
+                nn.init.normal_(p, std=residual_std if name.endswith(residual) else 0.02)
             elif name.endswith(("c_proj.weight", "lm_head.weight")):
                 nn.init.zeros_(p)
-            elif p.dim() >= 2:  # modded-nanogpt's: torch's default for linear maps, 1 for the table
+            else:  # as in modded-nanogpt: torch's default for linear layers, 1 for embeddings
                 nn.init.normal_(p, std=1.0 if "wte" in name or "wpe" in name else 1 / math.sqrt(3 * p.size(-1)))
         if self.config.parts.normalised_weights:
             normalise_rows(self)
 
     def num_params(self) -> int:
-        """Parameters, without the padding rows of the token table and of an untied head."""
+        """Parameters, without the padding rows of the token embedding and of an untied head."""
         padding = (self.config.padded_vocab_size - self.config.vocab_size) * self.config.n_embd
         return sum(p.numel() for p in self.parameters()) - padding * (1 if self.config.parts.tied else 2)
 
@@ -216,71 +213,64 @@ class Modern(nn.Module):
         shape = (batch, config.kv_heads, length or config.block_size, config.head_size)
         return KVCache(config.n_layer, shape, weight.device, weight.dtype)
 
-    def hidden(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Tokens (B, T) → final, normalised residual stream (B, T, C). With a cache, `idx` continues it."""
-        return self.stream(idx, cache)[0]
+    def forward(self, idx: Tensor, targets: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """As `GPT.forward`. The load-balancing loss adds nothing to the loss, but its gradient to the gradient."""
+        x, balance = self.hidden_and_balance(idx, cache)
+        if targets is None:
+            return self.logits(x)
+        loss = self.output_head(x, targets)
+        if self.config.parts.experts:  # a term that is zero, but whose gradient is not
+            loss = loss + self.config.parts.balance * (balance - balance.detach())
+        return loss
 
-    def stream(self, idx: Tensor, cache: KVCache | None = None) -> tuple[Tensor, Tensor]:
-        """`hidden`, and beside it the experts' load-balancing loss, the mean over layers."""
+    def hidden(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Tokens (B, T) → the final residual stream (B, T, C), normalised. With a cache, `idx` continues it."""
+        return self.hidden_and_balance(idx, cache)[0]
+
+    def hidden_and_balance(self, idx: Tensor, cache: KVCache | None = None) -> tuple[Tensor, Tensor]:
+        """`hidden`, and the load-balancing loss, averaged over layers."""
         config, parts = self.config, self.config.parts
         start = 0 if cache is None else cache.position
         end = start + idx.size(1)
         if end > config.block_size:
             raise ValueError(f"{end} positions are more than block_size {config.block_size}")
         positions = torch.arange(start, end, device=idx.device)
-        x = self.embed(idx, positions)
+        x = self.transformer.wte(idx)  # (B, T, C)
+        if parts.normalised_weights:
+            x = rms_norm(x)
+        if parts.scale_embedding:
+            x = x * math.sqrt(config.n_embd)
+        if parts.position == "learned":
+            x = x + self.transformer.wpe(positions)
+        if parts.norm_embedding:
+            x = rms_norm(x)
         table = rotary_table(parts, config.head_size, positions) if parts.position == "rotary" else None
         balance = x.new_zeros(())
         for block in self.transformer.h:
-            x, of_layer = block(x, table, cache)
-            balance = balance + of_layer / config.n_layer
+            x, layer_balance = block(x, table, cache)
+            balance = balance + layer_balance / config.n_layer
         if cache is not None:
             cache.position = end
         return self.transformer.ln_f(x), balance
 
-    def embed(self, idx: Tensor, positions: Tensor) -> Tensor:
-        """Tokens (B, T) at `positions` (T,) → what enters the first block (B, T, C)."""
-        parts = self.config.parts
-        x = self.transformer.wte(idx)
-        if parts.normalised_weights:
-            x = unit(x)
-        if parts.scale_embedding:
-            x = x * math.sqrt(self.config.n_embd)
-        if parts.position == "learned":
-            x = x + self.transformer.wpe(positions)
-        return unit(x) if parts.norm_embedding else x
-
-    def head(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What is multiplied for the logits: the final residual stream (…, C) and the head's matrix (rows, C)."""
-        weight = self.transformer.wte.weight if self.lm_head is None else self.lm_head.weight
-        if self.config.parts.normalised_weights:
-            weight = unit_rows(weight)
-        return (x if self.gain is None else x * self.gain), weight
-
     def logits(self, x: Tensor) -> Tensor:
         """Final residual stream (…, C) → logits (…, V), without the padding rows."""
-        x, weight = self.head(x)
-        if not self.config.parts.fp32_logits:
-            return linear(x, weight)[..., : self.config.vocab_size]
-        with torch.autocast(x.device.type, enabled=False):
-            return linear(x.float(), weight.float())[..., : self.config.vocab_size]
+        return self.output_head(x)
 
-    def forward(self, idx: Tensor, targets: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        """As `GPT.forward`. The loss is the cross-entropy alone; its gradient is also that of the experts' balance."""
-        x, balance = self.stream(idx, cache)
-        if targets is None:
-            return self.logits(x)
-        parts = self.config.parts
-        x, weight = self.head(x.flatten(0, 1))
-        wanted = (targets.flatten(), self.config.vocab_size)
-        if parts.fp32_logits:
-            with torch.autocast(x.device.type, enabled=False):
-                loss = linear_cross_entropy(x.float(), weight.float(), *wanted)
-        else:
-            loss = linear_cross_entropy(x, weight, *wanted)
-        if parts.experts:  # a term that is zero, but whose gradient is not
-            loss = loss + parts.balance * (balance - balance.detach())
-        return loss
+    def output_head(self, x: Tensor, targets: Tensor | None = None) -> Tensor:
+        """`logits`; with targets (…), their mean cross-entropy instead."""
+        parts, vocab_size = self.config.parts, self.config.vocab_size
+        weight = self.transformer.wte.weight if self.lm_head is None else self.lm_head.weight
+        if parts.normalised_weights:
+            weight = unit_rows(weight)
+        if self.gain is not None:
+            x = x * self.gain
+        with torch.autocast(x.device.type, enabled=False) if parts.fp32_logits else contextlib.nullcontext():
+            if parts.fp32_logits:
+                x, weight = x.float(), weight.float()
+            if targets is None:
+                return linear(x, weight)[..., :vocab_size]
+            return linear_cross_entropy(x.flatten(0, -2), weight, targets.flatten(), vocab_size)
 
 
 @torch.no_grad()
@@ -289,7 +279,7 @@ def normalise_rows(model: nn.Module) -> None:
     for p in model.parameters():
         if p.dim() >= 2:
             mean_square = p.square().mean(-1, keepdim=True)
-            p.mul_(mean_square.clamp(min=1e-12).rsqrt())  # padding rows of a table may be zero, and stay so
+            p.mul_(mean_square.clamp(min=1e-12).rsqrt())  # padding rows of an embedding may be zero, and stay zero
 
 
 def disable_flex(model: nn.Module) -> None:

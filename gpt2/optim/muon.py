@@ -1,64 +1,63 @@
-"""Muon's update: gradients made orthogonal, the work divided over the processes.
+"""Muon's update: the gradient of a weight matrix, made orthogonal. The work is divided over the processes.
 
 Built in notebook 15.
 
-Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024). torch.optim.Muon takes neither stacks
-of matrices nor matrices that hold several maps, computes everything in every process, and divides by a looser bound
-than the one here; it serves the tests as a reference.
+Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024). torch.optim.Muon, the tests' reference,
+takes neither stacks of matrices nor matrices that hold several linear maps, and computes everything in every process.
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.nn import functional as F
 
 from gpt2.system.processes import balance
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al.: the steepest polynomial at 0 that keeps 0 … 1 within 0 … 1.21
 STEPS = 5
-EPS = 1e-7  # a gradient of zeros stays one
+EPS = 1e-7  # keeps a gradient of zeros zero
 
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """A weight that Muon trains: whole in every process, or divided by FSDP2 along its first dimension."""
+    """A weight that Muon trains: whole in every process, or sharded by FSDP2 along its first dimension."""
 
     weight: nn.Parameter  # (out, in), or a stack (experts, out, in)
-    maps: tuple[int, ...]  # rows of each of the linear maps that it holds: of q, k and v
-    owner: int = 0  # the process that orthogonalises it
+    fused_rows: tuple[int, ...]  # rows of each linear map that it holds: of q, k and v
+    owner: int  # the process that orthogonalises it
 
-    def rows(self, rank: int, world_size: int) -> slice:
-        """Which part of the first dimension FSDP2 gives to a process: blocks of equal size, the last ones smaller."""
-        size = self.weight.size(0)
-        block = -(-size // world_size)
-        return slice(min(rank * block, size), min((rank + 1) * block, size))
-
-    def numel(self, rows: slice) -> int:
-        """Numbers in these rows of the first dimension."""
-        return (rows.stop - rows.start) * self.weight.shape[1:].numel()
+    def shard_sizes(self, world_size: int) -> list[int]:
+        """Numbers in every process's shard: blocks of equally many rows, of which the last ones may be smaller."""
+        rows = self.weight.size(0)
+        block = -(-rows // world_size)
+        return [max(0, min(block, rows - r * block)) * self.weight.shape[1:].numel() for r in range(world_size)]
 
 
-def divide(weights: Sequence[tuple[nn.Parameter, tuple[int, ...]]], world_size: int) -> list[Matrix]:
-    """Give each weight, of which the rows of its maps are told, an owner, so that all have about the same work."""
-    owners = balance([_cost(weight.shape, maps) for weight, maps in weights], world_size)
-    return [Matrix(weight, maps, owners[i]) for i, (weight, maps) in enumerate(weights)]
+def assign_owners(weights: Sequence[tuple[nn.Parameter, tuple[int, ...]]], world_size: int) -> list[Matrix]:
+    """Give each weight, which comes with its `fused_rows`, an owner, so that all processes have about the same work.
 
-
-def _cost(shape: torch.Size, maps: tuple[int, ...]) -> int:
-    """What a Newton–Schulz step multiplies: for m ≤ n the sides of a map, m² n + m³ + m² n."""
-    sides = [sorted((rows, shape[-1])) for rows in maps]
-    return shape[:-2].numel() * sum(m * m * (2 * n + m) for m, n in sides)
+    A Newton–Schulz step of an m × n map with m ≤ n takes m² n + m³ + m² n multiplications.
+    """
+    costs = []
+    for weight, fused_rows in weights:
+        sides = [sorted((rows, weight.size(-1))) for rows in fused_rows]
+        costs.append(weight.shape[:-2].numel() * sum(m * m * (2 * n + m) for m, n in sides))
+    owners = balance(costs, world_size)
+    return [Matrix(weight, fused_rows, owners[i]) for i, (weight, fused_rows) in enumerate(weights)]
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """U Vᵀ of matrices (N, rows, columns) = U S Vᵀ, but for factors from 0.68 to 1.21, by Newton–Schulz steps.
+    """Matrices (N, rows, columns) = U S Vᵀ → U Vᵀ, with singular values from 0.68 to 1.21, by Newton–Schulz steps.
 
-    Jordan et al. divide by the Frobenius norm, so that no singular value exceeds 1; of a random 768 × 768 matrix those
-    at 1 % of the largest are then too small for five steps, and end at 0.35. The fourth root of the sum of S⁴ is a
-    bound too, as cheap (|X Xᵀ| in the Frobenius norm is its square), and three times as tight there: they reach 0.68.
+    The steps need singular values of at most 1. Jordan et al. divide by the Frobenius norm, (Σ S²)^½. In a random
+    768 × 768 matrix, a singular value of 1 % of the largest is then so small that five steps lift it to only 0.35.
+    This function divides by (Σ S⁴)^¼, the root of the Frobenius norm of X Xᵀ. That bound costs as little, and is three
+    times as tight there, so that those singular values reach 0.68.
     """
     a, b, c = COEFFICIENTS
     tall = matrices.size(-2) > matrices.size(-1)
@@ -76,90 +75,89 @@ def _norm(x: Tensor) -> Tensor:
 
 
 def factor_dtype(device: torch.device) -> torch.dtype:
-    """bf16 on CUDA, as in Jordan et al.; elsewhere, where matrices are small, fp32."""
+    """bf16 on CUDA, as in Jordan et al.; fp32 elsewhere, where matrices are small."""
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
-def updates(matrices: list[Matrix], gradients: dict[Matrix, Tensor], rank: int, world_size: int) -> list[Tensor]:
-    """What to subtract from each weight, or from this process's rows of it, but for the learning rate.
+def muon_updates(matrices: list[Matrix], gradients: dict[Matrix, Tensor], rank: int, world_size: int) -> list[Tensor]:
+    """Return the update of each weight, or of this process's shard of it, before it is multiplied by the learning rate.
 
-    `gradients` are those that this process has: of the matrices it owns, or its rows of all. The update of a map is
-    scaled by max(1, rows / columns)^0.5 (Jordan et al.), so that wide and tall ones change outputs alike.
+    `gradients`, which may be overwritten, are those of the matrices that this process owns, or its shards of all.
     """
-    if not matrices:
-        return []
     dtype = factor_dtype(matrices[0].weight.device)
     gradients = {matrix: gradient.to(dtype) for matrix, gradient in gradients.items()}
     if isinstance(matrices[0].weight, DTensor):
-        return _exchange(matrices, gradients, rank, world_size)
-    mine = _orthogonalise_all([m for m in matrices if m.owner == rank], gradients)
-    if world_size > 1:
-        return _publish(matrices, mine, dtype, rank, world_size)
-    return [mine[m] for m in matrices]
+        updates = _update_shards(matrices, gradients, rank, world_size)
+    else:
+        _orthogonalise_maps(gradients)
+        updates = gradients if world_size == 1 else _all_gather(matrices, gradients, rank, world_size)
+    return [updates[m] for m in matrices]
 
 
-def _orthogonalise_all(matrices: list[Matrix], gradients: dict[Matrix, Tensor]) -> dict[Matrix, Tensor]:
-    """The updates of whole matrices: maps of one shape together, which halves the time where they are small."""
-    maps = [part for m in matrices for part in gradients[m].split(m.maps, dim=-2)]
-    places: dict[torch.Size, list[int]] = {}
-    for i, part in enumerate(maps):
-        places.setdefault(part.shape[-2:], []).append(i)
-    for shape, those in places.items():
-        stacks = [maps[i].reshape(-1, *shape) for i in those]
-        done = orthogonalise(torch.cat(stacks)) * max(1, shape[0] / shape[1]) ** 0.5
-        for i, stack in zip(those, done.split([len(stack) for stack in stacks]), strict=True):
-            maps[i] = stack.view(maps[i].shape)
-    each = iter(maps)
-    return {m: torch.cat([next(each) for _ in m.maps], dim=-2) for m in matrices}
+def _orthogonalise_maps(gradients: dict[Matrix, Tensor]) -> None:
+    """Overwrite whole gradients with updates. Maps of one shape are stacked, which halves the time of small ones.
+
+    The update of a map is multiplied by max(1, rows / columns)^½ (Jordan et al.), so that wide and tall maps change
+    their outputs alike.
+    """
+    by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
+    for matrix, gradient in gradients.items():
+        for part in gradient.split(matrix.fused_rows, dim=-2):
+            by_shape[part.shape[-2:]].append(part)
+    for (rows, columns), parts in by_shape.items():
+        stacks = [part.reshape(-1, rows, columns) for part in parts]
+        updates = orthogonalise(torch.cat(stacks)) * max(1, rows / columns) ** 0.5
+        for part, update in zip(parts, updates.split([len(stack) for stack in stacks]), strict=True):
+            part.copy_(update.view(part.shape))
 
 
-def _publish(
-    matrices: list[Matrix], mine: dict[Matrix, Tensor], dtype: torch.dtype, rank: int, world_size: int
-) -> list[Tensor]:
-    """Every owner's updates, to every process: one message from each."""
-    found: dict[Matrix, Tensor] = {}
-    messages = []
-    for owner in range(world_size):
-        theirs = [m for m in matrices if m.owner == owner]
-        sizes = [m.weight.numel() for m in theirs]
-        flat = matrices[0].weight.new_empty(sum(sizes), dtype=dtype)
-        if owner == rank:
-            _pack(flat, [mine[m] for m in theirs])
-        if theirs:
-            messages.append(dist.broadcast(flat, owner, async_op=True))
-        found |= {m: part.view(m.weight.shape) for m, part in zip(theirs, flat.split(sizes), strict=True)}
-    for message in messages:
-        message.wait()
-    return [found[m] for m in matrices]
+def _all_gather(
+    matrices: list[Matrix], own_updates: dict[Matrix, Tensor], rank: int, world_size: int
+) -> dict[Matrix, Tensor]:
+    """The updates of all owners: one all-gather of what each has computed, padded to the same length."""
+    owned = [[m for m in matrices if m.owner == r] for r in range(world_size)]
+    length = max(sum(m.weight.numel() for m in group) for group in owned)
+    own = _concatenate((own_updates[m] for m in owned[rank]), matrices[0].weight.device)
+    gathered = own.new_empty(world_size, length)
+    dist.all_gather(list(gathered), F.pad(own, (0, length - len(own))))
+    updates: dict[Matrix, Tensor] = {}
+    for group, flat in zip(owned, gathered, strict=True):
+        sizes = [m.weight.numel() for m in group]
+        parts = flat[: sum(sizes)].split(sizes)
+        updates |= {m: part.view(m.weight.shape) for m, part in zip(group, parts, strict=True)}
+    return updates
 
 
-def _exchange(matrices: list[Matrix], rows: dict[Matrix, Tensor], rank: int, world_size: int) -> list[Tensor]:
-    """All rows of a gradient to its owner, and the rows of its update back: two messages from each to each."""
-    ours = [m for m in matrices if m.owner == rank]
-    everyone = range(world_size)
-    to_owner = sorted(matrices, key=lambda m: m.owner)
-    there = [sum(rows[m].numel() for m in matrices if m.owner == owner) for owner in everyone]
-    here = [[m.numel(m.rows(r, world_size)) for m in ours] for r in everyone]
-    total = [sum(sizes) for sizes in here]
+def _update_shards(
+    matrices: list[Matrix], shards: dict[Matrix, Tensor], rank: int, world_size: int
+) -> dict[Matrix, Tensor]:
+    """The updates of this process's shards, from its shards of the gradients.
 
-    def send(parts: list[Tensor], sizes: list[int], received: list[int]) -> Tensor:
-        """Part of each size to its process; what each of them sent of the received sizes."""
-        like = rows[matrices[0]]
-        out, into = like.new_empty(sum(sizes)), like.new_empty(sum(received))
-        dist.all_to_all_single(into, _pack(out, parts), received, sizes)
-        return into
+    An all-to-all brings all shards of a gradient to the owner of the matrix; a second one returns those of the update.
+    """
+    by_owner = sorted(matrices, key=lambda m: m.owner)
+    owned = [m for m in matrices if m.owner == rank]
+    sent = [sum(shards[m].numel() for m in matrices if m.owner == r) for r in range(world_size)]
+    sizes = {m: m.shard_sizes(world_size) for m in owned}
+    received = [sum(sizes[m][r] for m in owned) for r in range(world_size)]
 
-    arrived = send([rows[m] for m in to_owner], there, total).split([size for sizes in here for size in sizes])
-    whole = {m: torch.cat(arrived[i :: len(ours)]).view(m.weight.shape) for i, m in enumerate(ours)}
-    done = _orthogonalise_all(ours, whole)
-    returned = send([done[m][m.rows(r, world_size)] for r in everyone for m in ours], total, there)
-    parts = returned.split([rows[m].numel() for m in to_owner])
-    found = {m: part.view(rows[m].shape) for m, part in zip(to_owner, parts, strict=True)}
-    return [found[m] for m in matrices]
+    def all_to_all(parts: Iterable[Tensor], sent: list[int], received: list[int]) -> Tensor:
+        """Send so many numbers of the concatenated parts to each process; return what each has sent to this one."""
+        flat = _concatenate(parts, matrices[0].weight.device)
+        result = flat.new_empty(sum(received))
+        dist.all_to_all_single(result, flat, received, sent)
+        return result
+
+    arrived = all_to_all((shards[m] for m in by_owner), sent, received)
+    pieces = arrived.split([sizes[m][r] for r in range(world_size) for m in owned])
+    whole = {m: torch.cat(pieces[i :: len(owned)]).view(m.weight.shape) for i, m in enumerate(owned)}
+    _orthogonalise_maps(whole)
+    parts = {m: update.flatten().split(sizes[m]) for m, update in whole.items()}
+    returned = all_to_all((parts[m][r] for r in range(world_size) for m in owned), received, sent)
+    pieces = returned.split([shards[m].numel() for m in by_owner])
+    return {m: piece.view(shards[m].shape) for m, piece in zip(by_owner, pieces, strict=True)}
 
 
-def _pack(flat: Tensor, parts: list[Tensor]) -> Tensor:
-    """`flat` (n,), filled with the parts, one after the other."""
-    for place, part in zip(flat.split([part.numel() for part in parts]), parts, strict=True):
-        place.copy_(part.reshape(-1))
-    return flat
+def _concatenate(tensors: Iterable[Tensor], device: torch.device) -> Tensor:
+    """All numbers of the tensors (which may be none) in a row."""
+    return torch.cat([torch.empty(0, dtype=factor_dtype(device), device=device), *(t.flatten() for t in tensors)])

@@ -13,31 +13,32 @@ from torch.optim.adamw import adamw
 
 from gpt2.config.run import Optim
 from gpt2.modern.model import normalise_rows
-from gpt2.optim.muon import Matrix, divide, updates
+from gpt2.optim.muon import Matrix, assign_owners, muon_updates
 from gpt2.system.errors import UserError
 
 Role = Literal["embedding", "head", "matrix", "vector"]
 
 
 def role_of(name: str, parameter: Tensor) -> Role:
-    """What a parameter is to the optimiser, by its name and dimensions: the one place that says so.
+    """The role of a parameter for the optimiser, by its name and dimensions.
 
-    A matrix of a block, or a stack of experts' matrices, may go to Muon. The tables and the head do not (Jordan et
-    al.). A vector is what adds or scales, the experts' stacked biases among them; it does not decay.
+    A matrix of a block, or a stack of experts' matrices, may go to Muon; embeddings and the output head do not (Jordan
+    et al.). A vector is added or scales, like the experts' stacked biases, and does not decay.
     """
-    if re.search(r"\b(wte|wpe)\.weight$", name):
+    module = name.removesuffix(".weight").rpartition(".")[2]
+    if module in ("wte", "wpe"):
         return "embedding"
-    if re.search(r"\blm_head\.weight$", name):
+    if module == "lm_head":
         return "head"
     return "matrix" if parameter.dim() >= 2 and not name.endswith("bias") else "vector"
 
 
 def fused_rows(name: str, shapes: dict[str, torch.Size]) -> tuple[int, ...]:
-    """Rows of each of the linear maps that a matrix holds: Muon makes each orthogonal on its own.
+    """Rows of each linear map that a matrix holds: q, k and v, or the gate and the input of a SwiGLU.
 
-    The speedrun's q, k and v are matrices of their own, whose updates are then of equal size; joined in `c_attn` they
-    would be scaled by sqrt(3), and compete: v, with the largest gradient, would leave little to q and k. The same holds
-    for the gate and the input of a SwiGLU. The width that `c_proj` reads tells how many rows q, or a gate, has.
+    Muon makes each map orthogonal on its own, as if it were a matrix of its own, as in the speedrun. Made orthogonal
+    together, q, k and v would be scaled by sqrt(3) and compete: v has the largest gradient, and would leave little to
+    q and k. The number of columns of `c_proj` tells how many rows q, or a gate, has.
     """
     rows = shapes[name][-2]
     inside = shapes.get(re.sub(r"c_(attn|fc)\.weight$", "c_proj.weight", name), shapes[name])[-1]
@@ -49,10 +50,10 @@ def fused_rows(name: str, shapes: dict[str, torch.Size]) -> tuple[int, ...]:
 
 
 def parameter_groups(model: nn.Module, settings: Optim) -> list[dict[str, Any]]:
-    """The trained parameters, together where they are treated alike; without special settings, two groups: tensors of
-    two or more dimensions (matrices, embeddings), which decay, and biases and norms, which don't.
+    """The trained parameters, grouped by how they are updated; groups with `fused_rows` are Muon's. Raises UserError.
 
-    A group's learning rate is always `ratio` times that of the run. Those with `maps` are Muon's. Raises UserError.
+    Without special settings there are two groups: tensors of two or more dimensions, which decay, and biases and
+    norms, which do not. `ratio` is a group's learning rate, divided by that of the run.
     """
     rates = {"embedding": settings.embedding_lr, "head": settings.head_lr, "vector": settings.vector_lr}
     special = {role: rate for role, rate in rates.items() if rate is not None}
@@ -60,21 +61,24 @@ def parameter_groups(model: nn.Module, settings: Optim) -> list[dict[str, Any]]:
         role, rate = next(iter(special.items()))
         raise UserError(f"--optim.{role}-lr {rate:g} follows --optim.lr in proportion, which is 0; give it more than 0")
     shapes = {name: p.shape for name, p in model.named_parameters()}
-    groups: dict[tuple, dict[str, Any]] = {}
+    groups: dict[tuple[bool, float, float], dict[str, Any]] = {}
     for name, p in model.named_parameters():
         if not p.requires_grad:
             continue
         role = role_of(name, p)
         rate, decay = special.get(role, settings.lr), 0.0 if role == "vector" else settings.weight_decay
         muon = settings.kind == "muon" and role == "matrix"
-        if (muon, rate, decay) not in groups:
-            ratio = rate / settings.lr if role in special else 1.0
-            own = {"momentum": settings.momentum, "maps": []} if muon else {}
-            own = own or {"betas": settings.betas, "eps": settings.eps}
-            groups[muon, rate, decay] = {"params": [], "lr": rate, "ratio": ratio, "weight_decay": decay, **own}
-        groups[muon, rate, decay]["params"].append(p)
+        own = (
+            {"momentum": settings.momentum, "fused_rows": []}
+            if muon
+            else {"betas": settings.betas, "eps": settings.eps}
+        )
+        ratio = rate / settings.lr if role in special else 1.0
+        new = {"params": [], "lr": rate, "ratio": ratio, "weight_decay": decay, **own}
+        group = groups.setdefault((muon, rate, decay), new)
+        group["params"].append(p)
         if muon:
-            groups[muon, rate, decay]["maps"].append(fused_rows(name, shapes))
+            group["fused_rows"].append(fused_rows(name, shapes))
     return list(groups.values())
 
 
@@ -88,9 +92,9 @@ def make_optimizer(
 ) -> "AdamWAndMuon":
     """The optimiser of a run, in process `rank` of `world_size`. The model is on its device, and wrapped already.
 
-    `weights` is --system.weights: a model in bf16 is trained as it is, or (bf16-master) through copies in fp32. With
-    `normalised_weights`, every row of every matrix is rescaled after each step. Raises UserError for learning rates
-    that can't be.
+    `weights` is --system.weights: a model in bf16 is trained as it is, or through fp32 copies (bf16-master). With
+    `normalised_weights`, every row of every matrix is rescaled after each step. Raises UserError for a special learning
+    rate beside --optim.lr 0.
     """
     optimizer = AdamWAndMuon(parameter_groups(model, settings), weights == "bf16-master", rank, world_size)
     if normalised_weights:
@@ -99,27 +103,27 @@ def make_optimizer(
 
 
 class AdamWAndMuon(torch.optim.Optimizer):
-    """AdamW (Loshchilov and Hutter, arXiv 1711.05101), and Muon (Jordan et al., 2024) for groups with `maps`.
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101), and Muon (Jordan et al., 2024) for groups with `fused_rows`.
 
-    AdamW is torch's in its fused form: one kernel for all tensors of a group. Muon's momentum of a matrix lies with
-    its owner, or where weights are divided (ZeRO) with them. `masters` keeps an fp32 copy of every bf16 weight (or of
-    this process's part of it): the copy is updated and then rounded into the weight, so that updates smaller than
-    the weight's last digit add up (Micikevicius et al., "Mixed Precision Training", arXiv 1710.03740).
+    AdamW is torch's fused one: one kernel for all tensors of a group. The owner of a matrix holds its momentum in Muon;
+    if weights are sharded (ZeRO), every process holds that of its shard. `masters` keeps an fp32 copy of every bf16
+    weight (or shard). The copy is updated and then rounded into the weight, so that updates smaller than the weight's
+    last digit add up (Micikevicius et al., "Mixed Precision Training", arXiv 1710.03740).
     """
 
     def __init__(self, groups: list[dict[str, Any]], masters: bool = False, rank: int = 0, world_size: int = 1):
         super().__init__(groups, {})
         self.masters, self.rank, self.world_size = masters, rank, world_size
-        muon = [group for group in self.param_groups if "maps" in group]
-        weights = [pair for group in muon for pair in zip(group["params"], group["maps"], strict=True)]
-        self.matrices = {matrix.weight: matrix for matrix in divide(weights, world_size)}
+        muon = [group for group in self.param_groups if "fused_rows" in group]
+        weights = [pair for group in muon for pair in zip(group["params"], group["fused_rows"], strict=True)]
+        self.matrices = {matrix.weight: matrix for matrix in assign_owners(weights, world_size)}
 
     def is_exclusive(self, p: nn.Parameter, key: str) -> bool:
-        """Whether this process is the only one that has the state `key` of p (the others have it, or parts of it)."""
+        """Whether no other process has the state `key` of p, not even another shard of it."""
         return key == "momentum" and not isinstance(p, DTensor)
 
     def begin(self, updates: int) -> None:
-        """The state after `updates` updates, with zeros in its tensors, to be filled from a checkpoint."""
+        """Create the state after so many updates, with zeros in its tensors, to be filled from a checkpoint."""
         for p in (p for group in self.param_groups for p in group["params"]):
             state = self._state(p)
             if "step" in state:
@@ -127,22 +131,20 @@ class AdamWAndMuon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient. All processes call this together."""
+        """Update every parameter that has a gradient. All processes call this together."""
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
                 continue
             weights = [self._state(p).get("master", p) for p in params]
-            if "maps" in group:
-                self._muon(group, params, weights)
-            else:
-                self._adamw(group, params, weights)
+            update = self._muon if "fused_rows" in group else self._adamw
+            update(group, params, weights)
             for p, weight in zip(params, weights, strict=True):
                 if weight is not p:
                     p.copy_(weight)
 
     def _state(self, p: nn.Parameter) -> dict[str, Tensor]:
-        """What is remembered of p, in the precision in which it is updated; made when first asked for."""
+        """The state of p, in the precision in which p is updated; created on first use."""
         state = self.state[p]
         if state:
             return state
@@ -164,16 +166,14 @@ class AdamWAndMuon(torch.optim.Optimizer):
             [p.grad.to(weight.dtype) for p, weight in zip(params, weights, strict=True)],  # type: ignore[union-attr]
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
-            [],
-            [state["step"] for state in states],
+            max_exp_avg_sqs=[],
+            state_steps=[state["step"] for state in states],
             fused=True,
             amsgrad=False,
+            maximize=False,
             beta1=group["betas"][0],
             beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
+            **{name: group[name] for name in ("lr", "weight_decay", "eps")},
         )
 
     def _muon(self, group: dict[str, Any], params: list[nn.Parameter], weights: list[Tensor]) -> None:
@@ -184,14 +184,13 @@ class AdamWAndMuon(torch.optim.Optimizer):
                 gradient = _local(matrix.weight.grad).to(weight.dtype)
                 momentum = _local(self.state[matrix.weight]["momentum"])
                 momentum.lerp_(gradient, 1 - group["momentum"])
-                gradients[matrix] = gradient.lerp(momentum, group["momentum"])  # Nesterov's: one step ahead
-        found = updates(matrices, gradients, self.rank, self.world_size)
-        for weight, update in zip(weights, found, strict=True):
-            own = _local(weight)
-            own.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
+                gradients[matrix] = gradient.lerp(momentum, group["momentum"])  # Nesterov: one step ahead
+        updates = muon_updates(matrices, gradients, self.rank, self.world_size)
+        for weight, update in zip(map(_local, weights), updates, strict=True):
+            weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
 
 
 def _local(tensor: Tensor | None) -> Tensor:
-    """This process's part of a divided tensor, or a tensor itself."""
+    """This process's shard of a sharded tensor, or the tensor itself."""
     assert tensor is not None
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -1,4 +1,4 @@
-"""Which optimiser steps are better not made.
+"""Detection of steps whose loss or gradient norm is an outlier, so that they can be skipped.
 
 Built in notebook 08.
 """
@@ -9,17 +9,17 @@ from typing import Any
 
 from gpt2.system.errors import UserError
 
-WINDOW = 128  # measurements that a new one is compared with, itself included, as in llm.c
-LARGEST_Z = math.sqrt(WINDOW - 1)  # of one value among WINDOW, when all others are equal
+WINDOW = 128  # values that a new one is compared with, itself included, as in llm.c
+LARGEST_Z = math.sqrt(WINDOW - 1)  # of one value among WINDOW, if all others are equal
 
 
 class OutlierDetector:
-    """Judges the loss and gradient norm of every step; what isn't finite, or sticks out too far, is to be skipped."""
+    """Finds the steps to skip: those whose loss or gradient norm is not finite, or too far above recent values."""
 
     def __init__(self, loss_z: float, norm_z: float):
-        """Skip above so many standard deviations over the window's mean; 0: only what isn't finite.
+        """Set the limits, in standard deviations above the window's mean; 0 allows all finite values.
 
-        Raises UserError for a limit that nothing can exceed.
+        Raises UserError for a limit that no value can exceed.
         """
         for flag, limit in (("loss", loss_z), ("norm", norm_z)):
             if limit >= LARGEST_Z:
@@ -29,10 +29,10 @@ class OutlierDetector:
                 )
         self.limits = {"loss": loss_z, "gradient norm": norm_z}
         self.windows: dict[str, deque[float]] = {name: deque(maxlen=WINDOW) for name in self.limits}
-        self.in_a_row = 0  # steps skipped without one made between them
+        self.in_a_row = 0  # steps to skip since the last good one
 
     def check(self, loss: float, norm: float) -> str | None:
-        """Why this step is to be skipped; None where it is to be made. Every process gets the same answer."""
+        """Return why this step is to be skipped, or None if it is good. Every process gets the same answer."""
         reasons = []
         for name, value in (("loss", loss), ("gradient norm", norm)):
             if not math.isfinite(value):
@@ -46,18 +46,18 @@ class OutlierDetector:
         return " and ".join(reasons) or None
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been seen, as JSON can hold it."""
+        """The values seen so far, in types of JSON."""
         return {"in_a_row": self.in_a_row, **{name: list(window) for name, window in self.windows.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Continue from the result of `state_dict`."""
         self.in_a_row = state["in_a_row"]
         for name, window in self.windows.items():
             window.extend(state[name])
 
 
 def score(window: deque[float]) -> float:
-    """The z-score of the newest value in a full window; 0 while it fills, or where nothing varies."""
+    """The z-score of the newest value in a full window; 0 while the window fills, and if all values are equal."""
     if len(window) < WINDOW:
         return 0.0
     mean = math.fsum(window) / WINDOW

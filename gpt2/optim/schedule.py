@@ -1,4 +1,4 @@
-"""Step → learning rate.
+"""Learning-rate schedules: step → learning rate.
 
 Built in notebook 08.
 """
@@ -19,17 +19,17 @@ def learning_rate(
 ) -> float:
     """The learning rate of `step` (0 … steps - 1): linear warm-up, then `kind` down to `final_fraction` of `max_lr`.
 
-    Warm-up step s has max_lr · (s + 1) / warmup. After it, with f the `final_fraction` and r from 0 to 1:
+    Warm-up step s has max_lr · (s + 1) / warmup. After it, with f = `final_fraction` and r going from 0 to 1:
 
-    - cosine, linear: fall from the end of warm-up to `steps`;
-    - constant: stays;
-    - wsd (warm-up, stable, decay): stays until `plateau` · steps, then max_lr · (f + (1 - f)(1 - sqrt(r))) (Hägele
+    - cosine, linear: decay from the end of warm-up to `steps`;
+    - constant: no decay;
+    - wsd (warm-up, stable, decay): constant until `plateau` · steps, then max_lr · (f + (1 - f)(1 - sqrt(r))) (Hägele
       et al., arXiv 2405.18392); trapezoid: the same with 1 - r (modded-nanogpt);
-    - inverse-sqrt: stays until `plateau` · steps, then max_lr / sqrt(step / (plateau · steps)), and f has no part in
-      it (EDM2, arXiv 2312.02696);
-    - languini: a cosine over all the steps, times the warm-up (Languini, arXiv 2309.11197).
+    - inverse-sqrt: constant until `plateau` · steps, then max_lr / sqrt(step / (plateau · steps)), without f (EDM2,
+      arXiv 2312.02696);
+    - languini: a cosine over all steps, multiplied by the warm-up (Languini, arXiv 2309.11197).
 
-    After `steps` the last value stays. Raises ValueError for an unknown kind.
+    After `steps`, the last value remains. Raises ValueError for an unknown kind.
     """
     if kind not in KINDS:
         raise ValueError(f"unknown schedule {kind!r}; known: {', '.join(KINDS)}")
@@ -37,16 +37,12 @@ def learning_rate(
     if rise < 1 and kind != "languini":
         return max_lr * rise
     stable = round(plateau * steps)
+    if kind == "constant":
+        return max_lr
     if kind == "inverse-sqrt":
         return max_lr / math.sqrt(max(1.0, min(step, steps) / max(1, stable)))
     start = {"wsd": stable, "trapezoid": stable, "languini": 0}.get(kind, warmup)
-    r = min(1.0, max(0.0, (step - start) / max(1, steps - start)))  # how far into the decay
-    height = {
-        "cosine": 0.5 * (1 + math.cos(math.pi * r)),
-        "languini": 0.5 * (1 + math.cos(math.pi * r)),
-        "linear": 1 - r,
-        "trapezoid": 1 - r,
-        "constant": 1.0,
-        "wsd": 1 - math.sqrt(r),
-    }[kind]
-    return max_lr * (height if kind == "constant" else rise * (final_fraction + (1 - final_fraction) * height))
+    r = min(1.0, max(0.0, (step - start) / max(1, steps - start)))  # the fraction of the decay that is over
+    cosine = 0.5 * (1 + math.cos(math.pi * r))
+    decay = {"linear": 1 - r, "trapezoid": 1 - r, "wsd": 1 - math.sqrt(r)}.get(kind, cosine)
+    return max_lr * (rise * (final_fraction + (1 - final_fraction) * decay))
