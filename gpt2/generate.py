@@ -1,11 +1,9 @@
-"""Sampling with a key-value cache.
+"""Sampling with a key-value cache. A new sampling rule is one more step in `sample_token`. Built in notebook 04."""
 
-Built in notebook 04.
-"""
-
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -27,10 +25,10 @@ def sample_token(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Logits (B, V) → one token each, (B, 1).
+    """Logits (B, V) → one token per sequence, (B, 1). The rules apply in the order of the parameters.
 
-    `temperature` 0 takes the likeliest. `top_k` keeps the k likeliest; `top_p` the fewest whose probabilities add up
-    to p (nucleus sampling, Holtzman et al., arXiv 1904.09751).
+    `temperature` divides the logits; 0 takes the likeliest token. `top_k` keeps the k likeliest tokens. `top_p` keeps
+    the fewest tokens whose probabilities add up to p (nucleus sampling, Holtzman et al., arXiv 1904.09751).
     """
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
@@ -41,37 +39,30 @@ def sample_token(
     probabilities = logits.softmax(-1)
     if top_p is not None and top_p < 1:
         ordered, order = probabilities.sort(-1, descending=True)
-        ordered[ordered.cumsum(-1) - ordered >= top_p] = 0  # those before which p is reached already
+        ordered[ordered.cumsum(-1) - ordered >= top_p] = 0  # the likelier tokens already add up to p
         probabilities = torch.zeros_like(probabilities).scatter(-1, order, ordered)
     return torch.multinomial(probabilities, 1, generator=generator)
 
 
 @torch.no_grad()
-def generate(
-    model: GPT | Modern,
-    idx: Tensor,
-    tokens: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    generator: torch.Generator | None = None,
-) -> Iterator[Tensor]:
-    """Continue the prompts `idx` (B, T), T ≥ 1, by `tokens` tokens, yielding each (B, 1) as it is chosen.
+def generate(model: GPT | Modern, idx: Tensor, tokens: int, **rule: Any) -> Iterator[Tensor]:
+    """Continue the prompts `idx` (B, T), T ≥ 1, by `tokens` tokens. Yield each (B, 1) as soon as it is chosen.
 
-    When the block is full, the later half of what was written starts a new one, since positions are absolute.
+    `rule` are the keyword arguments of `sample_token`. When the block is full, its later half starts a new one, since
+    positions are absolute.
     """
     block = model.config.block_size
     context = idx[:, -block:]
     cache = model.new_cache(idx.size(0), min(block, context.size(1) + tokens))
-    fresh = context  # what the cache has not seen
+    new = context  # tokens that are not in the cache yet
     for _ in range(tokens):
-        if cache.position + fresh.size(1) > block:
-            fresh = context[:, -max(1, block // 2) :]
+        if cache.position + new.size(1) > block:
+            new = context[:, -max(1, block // 2) :]
             cache = model.new_cache(idx.size(0), block)
-        logits = model.logits(model.hidden(fresh, cache)[:, -1])  # (B, V)
-        fresh = sample_token(logits, temperature, top_k, top_p, generator)
-        context = torch.cat([context, fresh], dim=1)[:, -block:]
-        yield fresh
+        logits = model.logits(model.hidden(new, cache)[:, -1])  # (B, V)
+        new = sample_token(logits, **rule)
+        context = torch.cat([context, new], dim=1)[:, -block:]
+        yield new
 
 
 @dataclass(frozen=True)
@@ -82,7 +73,7 @@ class Options:
     """Run folder, Hugging Face folder, .bin file of llm.c, or a published name such as gpt2."""
     prompt: str = "Hello, I'm a language model,"
     tokens: Annotated[int, Ge(1)] = 64
-    samples: int = 1
+    samples: Annotated[int, Ge(1)] = 1
     temperature: Annotated[float, Ge(0)] = 0.8
     """0: always the likeliest token."""
     top_k: Annotated[int | None, Ge(1)] = 50
@@ -91,21 +82,18 @@ class Options:
 
 
 def main(options: Options) -> None:
-    """Print the samples. Raises UserError for a model that can't be had, and values out of range."""
+    """Print the samples. Raises UserError for a model that can't be read, and for values out of range."""
     check_ranges(options)
-    model = from_pretrained(options.run)
     device = choose_device()
-    model.to(device)
+    model = from_pretrained(options.run).to(device)
     encoding = get_encoding(model.config.vocab_size)
     prompt = encoding.encode_ordinary(options.prompt) or [encoding.eot_token]
+    idx = torch.tensor([prompt], device=device)
+    rule = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
     for sample in range(options.samples):
-        generator = torch.Generator(device).manual_seed(options.seed + sample)
-        written = list(prompt)
-        idx = torch.tensor([prompt], device=device)
-        for token in generate(model, idx, options.tokens, options.temperature, options.top_k, options.top_p, generator):
-            if token.item() == encoding.eot_token:
-                break
-            written.append(int(token))
-        print(encoding.decode(written, errors="replace").removeprefix(END_OF_TEXT))
-        if sample + 1 < options.samples:
+        if sample:
             print("-" * 40)
+        generator = torch.Generator(device).manual_seed(options.seed + sample)
+        new = (int(token) for token in generate(model, idx, options.tokens, **rule, generator=generator))
+        text = encoding.decode([*prompt, *itertools.takewhile(lambda token: token != encoding.eot_token, new)])
+        print(text.removeprefix(END_OF_TEXT))

@@ -1,7 +1,6 @@
-"""What is in the notebooks, read from the notebooks: the map of the suite.
+"""The contents of the suite, read from the notebooks.
 
 python notebooks/contents.py            writes the table of notebooks/README.md
-
 """
 
 import ast
@@ -16,24 +15,24 @@ FOLDER = Path(__file__).resolve().parent
 PACKAGE = FOLDER.parent / "gpt2"
 
 
-def find(wanted: tuple[str, ...] = ()) -> list[Path]:
-    """The notebooks in order, or those whose names begin as `wanted` says."""
-    return [path for path in sorted(FOLDER.glob("[0-9]*.ipynb")) if not wanted or path.name.startswith(wanted)]
+def find(prefixes: tuple[str, ...] = ()) -> list[Path]:
+    """The notebooks in order: all, or those whose names start with one of the prefixes."""
+    return [path for path in sorted(FOLDER.glob("[0-9]*.ipynb")) if not prefixes or path.name.startswith(prefixes)]
 
 
 def read(path: Path) -> NotebookNode:
-    """A notebook as nbformat holds it."""
+    """Read a notebook file."""
     return nbformat.read(path, as_version=4)
 
 
 def code(notebook: NotebookNode) -> list[NotebookNode]:
-    """Its code cells."""
+    """The code cells of a notebook."""
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """A notebook: its file, number and title, the sentence that it begins with, and all its code and text."""
+    """A notebook: its file, its title with the number, its first sentence, and all its code and text."""
 
     path: Path
     title: str
@@ -66,7 +65,7 @@ def lessons() -> list[Lesson]:
 
 
 def imported(source: str) -> set[Path]:
-    """The files of `gpt2/` that Python code imports directly, also inside functions."""
+    """The files of `gpt2/` that some Python code imports directly. Imports inside functions count too."""
     names = set()
     for node in ast.walk(ast.parse(re.sub(r"^[ \t]*[%!].*$", "", source, flags=re.MULTILINE))):
         if isinstance(node, ast.Import):
@@ -78,7 +77,7 @@ def imported(source: str) -> set[Path]:
 
 
 def public_names() -> dict[str, list[str]]:
-    """Module of `gpt2/` → its public functions and classes, for those that notebooks 00 to 12 build."""
+    """The public functions and classes per module, for the modules that notebooks 00 to 12 build."""
     names = {}
     for path in sorted(PACKAGE.rglob("[a-z]*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -1,12 +1,12 @@
-"""Execute the notebooks, each in a kernel of its own, and note which code their outputs are of.
+"""Execute the notebooks, each in its own kernel, and record which code produced their outputs.
 
     python notebooks/execute.py                         all, in order, in place
     python notebooks/execute.py --stale                 those whose code has changed since
-    python notebooks/execute.py 02 05                   these
-    python notebooks/execute.py --out FOLDER            leave the notebooks as they are, and write copies
+    python notebooks/execute.py 02 05                   these two
+    python notebooks/execute.py --out FOLDER            write copies, and leave the notebooks unchanged
 
-Outputs are stale when the code that the notebook uses is no longer the code that made them: `metadata.executed` holds
-its checksum.
+`metadata.executed` of a notebook holds a checksum of the code that it used. A notebook is stale when this code has
+changed since.
 """
 
 import ast
@@ -35,18 +35,20 @@ from gpt2.__main__ import COMMANDS
 
 ROOT = FOLDER.parent
 PYTHON = ".".join(platform.python_version_tuple()[:2])
-CELL_TIMEOUT = 900  # s, on a slow machine that does other things too
+CELL_TIMEOUT = 900  # s; enough for a slow machine that runs other programs too
 
 
 def checksum(notebook: NotebookNode) -> str:
-    """A checksum of all code that a notebook uses, without comments and docstrings; it differs between Pythons.
+    """A checksum of all code that a notebook uses, without comments and docstrings.
 
-    Its own cells, the modules of `gpt2/` that they import, directly or not, the two scripts, and its checkers.
+    This is the code of its own cells, of its checkers, of the two scripts if it names them, and of every module of
+    `gpt2/` that any of these imports, directly or indirectly. The checksum depends on the version of Python.
     """
     cells = "\n".join(cell.source for cell in code(notebook))
     scripts = [ROOT / f"{name}.py" for name in ("train_gpt2", "fineweb") if name in cells]
     commands = [COMMANDS[name][0] for name in re.findall(r'"-m", "gpt2", "(\w+)"', cells)]
-    files = {ROOT / f"{module.replace('.', '/')}.py" for module in commands} | imported(cells) | {*scripts}
+    modules = [*commands, "gpt2.__main__"] if commands else []
+    files = {ROOT / f"{module.replace('.', '/')}.py" for module in modules} | imported(cells) | {*scripts}
     files |= {FOLDER / "checks" / f"{name}.py" for name in ["__init__", *re.findall(r"checks\.(\w+)\.", cells)]}
     waiting = list(files)
     while waiting:
@@ -58,7 +60,7 @@ def checksum(notebook: NotebookNode) -> str:
 
 
 def normal_form(path: Path) -> str:
-    """The code of a file without comments, docstrings and layout."""
+    """The syntax tree of a file, without comments, docstrings and formatting."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         for name in ("body", "orelse"):
@@ -74,7 +76,7 @@ def _is_text(statement: ast.stmt) -> bool:
 
 
 def is_stale(notebook: NotebookNode) -> bool:
-    """Whether the outputs may be of other code; of another Python's checksum nothing can be said."""
+    """Whether other code produced the outputs. False if another version of Python has executed the notebook."""
     record = notebook.metadata.get("executed")
     if not isinstance(record, dict):  # never executed
         return True
@@ -82,7 +84,7 @@ def is_stale(notebook: NotebookNode) -> bool:
 
 
 def lighten(notebook: NotebookNode) -> None:
-    """Store its figures with a palette of 128 colours: a third of the bytes, and no difference to be seen."""
+    """Store the figures with a palette of 128 colours. This takes a third of the bytes, and shows no difference."""
     for output in (output for cell in code(notebook) for output in cell.outputs):
         if png := output.get("data", {}).get("image/png"):
             small = io.BytesIO()
@@ -92,7 +94,7 @@ def lighten(notebook: NotebookNode) -> None:
 
 
 def execute(path: Path) -> tuple[NotebookNode, float]:
-    """The notebook with fresh outputs, and the seconds they took. Raises nbclient's CellExecutionError."""
+    """Return the notebook with new outputs, and the seconds that this took. Raises nbclient's CellExecutionError."""
     notebook = read(path)
     for cell in code(notebook):
         cell.outputs, cell.execution_count = [], None
@@ -108,7 +110,7 @@ def execute(path: Path) -> tuple[NotebookNode, float]:
 
 
 def resources() -> tuple[float, float]:
-    """CPU seconds of all kernels so far and the processes they started, and MiB of the largest; NaN on Windows."""
+    """CPU seconds of all kernels so far and the processes they started, and the MiB of the largest; NaN on Windows."""
     try:
         import resource
     except ImportError:
@@ -123,15 +125,15 @@ class Options:
     """Execute notebooks."""
 
     notebooks: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Beginnings of their names [all]."""
+    """The numbers of the notebooks, such as 02 [all]."""
     out: Path | None = None
-    """Where to write them [in place]."""
+    """The folder to write them to [in place]."""
     stale: bool = False
-    """Only those whose outputs are of other code."""
+    """Only those whose code has changed since they were executed."""
 
 
 def main() -> None:
-    """Execute the notebooks of the command line; exit status 1, with the cell and its error, where one fails."""
+    """Execute the notebooks of the command line. If one fails, print its cell and error, with exit status 1."""
     options = tyro.cli(Options, description=__doc__)
     found = find(options.notebooks)
     if not found:

@@ -1,9 +1,9 @@
-"""Break one line of a module that a notebook teaches: the notebook must fail. Takes minutes; to be run by hand.
+"""Break one line of a module that a notebook teaches, and check that the notebook fails. Takes minutes.
 
     python notebooks/mutations.py            all
-    python notebooks/mutations.py 02 05      those of these notebooks
+    python notebooks/mutations.py 02 05      those of these two notebooks
 
-Works on a copy of the repository. Exit status 1 where a notebook did not notice.
+The lines are broken in a copy of the repository. The exit status is 1 if a notebook did not fail.
 """
 
 import os
@@ -24,7 +24,7 @@ COPIED = ("notebooks", "gpt2", "scripts", "fineweb.py", "train_gpt2.py", "log.tx
 
 @dataclass(frozen=True)
 class Mutation:
-    """A piece of a file, which stands there once, and what is wrong in its place."""
+    """A piece of code that occurs once in a file, and the wrong code to replace it with."""
 
     notebook: str
     file: str
@@ -55,7 +55,7 @@ MUTATIONS = [
 
 
 def error_of(notebook: str, mutation: Mutation | None = None) -> str | None:
-    """How a notebook fails in a copy of the repository that `mutation` has broken; None if it runs to its end."""
+    """The error of a notebook in a copy of the repository with this mutation; None if the notebook succeeds."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for piece in COPIED:
@@ -69,18 +69,20 @@ def error_of(notebook: str, mutation: Mutation | None = None) -> str | None:
         command = [sys.executable, "notebooks/execute.py", notebook, "--out", folder]
         environment = os.environ | {"PYTHONPATH": str(folder)}
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, encoding="utf-8")
-    said = re.sub(r"\x1b\[[0-9;]*m", "", done.stderr).strip().splitlines()
-    return next((line[:100] for line in reversed(said) if "Error" in line), "no word") if done.returncode else None
+    if done.returncode == 0:
+        return None
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", done.stderr).splitlines()  # without colours
+    return next((line[:100] for line in reversed(lines) if "Error" in line), "no error message")
 
 
 def main() -> None:
-    """Run each notebook as it is, then broken; say how it failed."""
-    wanted = [mutation for mutation in MUTATIONS if not sys.argv[1:] or mutation.notebook in sys.argv[1:]]
-    for notebook in sorted({mutation.notebook for mutation in wanted}):
+    """Execute the notebooks without mutations, then with each one; print the errors."""
+    chosen = [mutation for mutation in MUTATIONS if not sys.argv[1:] or mutation.notebook in sys.argv[1:]]
+    for notebook in sorted({mutation.notebook for mutation in chosen}):
         if error := error_of(notebook):
             raise SystemExit(f"{notebook} fails without a mutation: {error}")
     unnoticed = 0
-    for mutation in wanted:
+    for mutation in chosen:
         started = time.perf_counter()
         error = error_of(mutation.notebook, mutation)
         unnoticed += error is None

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from gpt2.data.loader import Sequences
 from gpt2.data.shards import find_shards
 from gpt2.data.tokenizer import get_encoding, token_bytes
-from gpt2.evaluation import validation as evaluate
+from gpt2.evaluation import validation
 from gpt2.evaluation.report import Options, compressed_bits_per_byte, report
-from gpt2.evaluation.validation import Measured, measure, validate
+from gpt2.evaluation.validation import HeldOut, Measured, measure, validate
 from gpt2.formats.huggingface import save_pretrained
 from gpt2.model import GPT, GPTConfig
 from gpt2.system.errors import UserError
@@ -32,7 +32,7 @@ class Alone(Processes):
     """One of several processes that keeps its sums to itself, so that a test can add them up."""
 
     def sum(self, *values):
-        return [float(value) or 1.0 for value in values]  # a share may be empty
+        return [float(value) or 1.0 for value in values]  # a share may have no text
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,10 @@ def data(tmp_path_factory):
 @pytest.fixture
 def sequences(data) -> Sequences:
     return Sequences(find_shards(data, "val"), T)
+
+
+def held_out(tokens: int, sequences: Sequences) -> HeldOut:
+    return HeldOut(sequences, tokens, SIZES)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +73,7 @@ def test_the_loss_is_the_mean_over_all_tokens_whatever_the_micro_batch(data, seq
         shapes.add(x.shape)
         return model(x, y)
 
-    loss, bits = validate(loss_of, sequences, tokens, micro, ONE, SIZES)
+    loss, bits = validate(loss_of, held_out(tokens, sequences), micro, ONE)
     assert loss == pytest.approx(expected, abs=1e-5)
     assert bits == pytest.approx(expected * count / np.log(2) / SIZES[y].sum(), abs=1e-5)
     assert shapes == {(micro, T)}  # one shape: a compiled model never compiles again
@@ -85,7 +89,7 @@ def test_every_process_calls_the_model_equally_often(sequences, model):
                 mine.append(model(x, y).item())
                 return torch.tensor(mine[-1])
 
-            validate(loss_of, sequences, count * T, 2, Alone(rank, rank, 3, ONE.device), SIZES)
+            validate(loss_of, held_out(count * T, sequences), 2, Alone(rank, rank, 3, ONE.device))
         assert [len(mine) for mine in calls] == [-(-count // 6)] * 3
         assert all(math.isfinite(loss) for mine in calls for loss in mine)
 
@@ -104,33 +108,35 @@ def by_hand(model: GPT, line: np.ndarray, tokens: int, n: int) -> Measured:
 
 
 @pytest.mark.parametrize(("last_n", "micro", "tokens"), [(None, 3, 16 * 10), (16, 1, 170), (5, 4, 203), (1, 7, 30)])
-def test_measure_is_what_the_windows_spelt_out_give(data, sequences, model, last_n, micro, tokens):
+def test_measure_equals_the_windows_spelt_out(data, sequences, model, last_n, micro, tokens):
     expected = by_hand(model, np.load(data / "val_000000.npy"), tokens, last_n or T)
-    found = measure(model, sequences, tokens, micro, ONE, SIZES, "fp32", last_n)
+    found = measure(model, held_out(tokens, sequences), micro, ONE, "fp32", last_n)
     assert vars(found) == pytest.approx(vars(expected), abs=1e-5)
     assert 0 < found.top1 < found.top10 < 1
 
 
 def test_the_windows_end_where_the_text_does(data, sequences, model):
     for n in (T, 7):
-        found = measure(model, sequences, 10**9, 8, ONE, SIZES, "fp32", n)
+        found = measure(model, held_out(10**9, sequences), 8, ONE, "fp32", n)
         assert found.tokens == (1500 - 1 - T) // n * n + n
         assert found.loss == pytest.approx(by_hand(model, np.load(data / "val_000000.npy"), found.tokens, n).loss)
 
 
-def test_the_processes_shares_add_up_to_the_whole(sequences, model):
-    whole = measure(model, sequences, 25 * 6, 4, ONE, SIZES, "fp32", 6)
-    parts = [measure(model, sequences, 25 * 6, 4, Alone(r, r, 3, ONE.device), SIZES, "fp32", 6) for r in range(3)]
-    assert sum(part.tokens for part in parts) == whole.tokens
-    assert sum(part.loss * part.tokens for part in parts) == pytest.approx(whole.loss * whole.tokens)
+def test_the_shares_of_the_processes_add_up_to_the_whole(sequences, model):
+    whole = measure(model, held_out(25 * 6, sequences), 4, ONE, "fp32", 6)
+    text, ranks = held_out(25 * 6, sequences), [Alone(rank, rank, 3, ONE.device) for rank in range(3)]
+    parts = [measure(model, text, 4, rank, "fp32", 6) for rank in ranks]
+    assert {part.tokens for part in parts} == {whole.tokens}
+    for name in ("loss", "top1", "top10", "text_bytes"):
+        assert sum(getattr(part, name) for part in parts) == pytest.approx(getattr(whole, name))
 
 
 def test_successive_evaluations_are_of_the_same_text(sequences, model):
     seen: list[torch.Tensor] = []
     watch = model.transformer.wte.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
-    first, second = (measure(model, sequences, 160, 4, ONE, SIZES, "fp32") for _ in range(2))
+    first, second = (measure(model, held_out(160, sequences), 4, ONE, "fp32") for _ in range(2))
     half = len(seen) // 2
-    losses = [validate(lambda x, y: model(x, y), sequences, 160, 4, ONE, SIZES) for _ in range(2)]
+    losses = [validate(model, held_out(160, sequences), 4, ONE) for _ in range(2)]
     watch.remove()
     assert first == second and losses[0] == losses[1]
     assert half and all(torch.equal(a, b) for a, b in zip(seen[:half], seen[half : 2 * half], strict=True))
@@ -142,19 +148,19 @@ def test_it_measures_in_evaluation_mode_and_restores_the_mode(sequences, model, 
     block = model.transformer.h[0]
     watch = block.register_forward_pre_hook(lambda block, _: modes.append((block.training, torch.is_grad_enabled())))
     model.train(training)
-    measure(model, sequences, 160, 4, ONE, SIZES, "fp32")
+    measure(model, held_out(160, sequences), 4, ONE, "fp32")
     watch.remove()
     assert set(modes) == {(False, False)}
     assert all(module.training == training for module in model.modules())
 
 
 def test_no_more_logits_than_a_chunk_exist_at_a_time(sequences, model, monkeypatch):
-    whole = measure(model, sequences, 160, 8, ONE, SIZES, "fp32")
+    whole = measure(model, held_out(160, sequences), 8, ONE, "fp32")
     rows: list[int] = []
     head = GPT.logits
     monkeypatch.setattr(GPT, "logits", lambda self, x: (rows.append(len(x)), head(self, x))[1])
-    monkeypatch.setattr(evaluate, "CHUNK_LOGITS", 7 * 320)  # the token table has 320 rows
-    assert vars(measure(model, sequences, 160, 8, ONE, SIZES, "fp32")) == pytest.approx(vars(whole))
+    monkeypatch.setattr(validation, "CHUNK_LOGITS", 7 * 320)  # the token embedding has 320 rows
+    assert vars(measure(model, held_out(160, sequences), 8, ONE, "fp32")) == pytest.approx(vars(whole))
     assert max(rows) == 7 and sum(rows) == 160
 
 
@@ -189,7 +195,7 @@ def test_two_processes_measure_a_hugging_face_folder_as_one_does(model, data, se
     save_pretrained(model, tmp_path)
     flags = ("--shards", data, "--last-n", "5", "--tokens", "203", "--precision", "fp32")
     done = run_python("-m", "gpt2", "evaluate", tmp_path, *flags, processes=2).stdout
-    one = measure(model, sequences, 203, 3, ONE, SIZES, "fp32", 5)
+    one = measure(model, held_out(203, sequences), 3, ONE, "fp32", 5)
     assert done.count("nats per token") == 1
     assert f"loss {one.loss:.4f} nats per token on 200 held-out tokens, the last 5 of every 16" in done
     assert f"perplexity per token {one.perplexity:.2f}, per byte {one.perplexity_per_byte:.4f}" in done
@@ -200,9 +206,9 @@ def test_two_processes_measure_a_hugging_face_folder_as_one_does(model, data, se
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        ({"tokens": 5}, "--tokens 5 of 1,500 held-out ones are not one sequence of 16"),
+        ({"tokens": 5}, "--tokens 5 of 1,500 held-out tokens is less than one sequence of 16 tokens with 16 to score"),
         ({"last_n": 17}, "last-n 17 does not fit a window; give 1 to 16"),
-        ({"shards": None}, "is no run folder, so it names no text; add --shards DATA"),
+        ({"shards": None}, "is not a run folder, so it names no text; add --shards DATA"),
         ({"model": "data"}, "holds no model"),
     ],
 )

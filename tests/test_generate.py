@@ -1,16 +1,21 @@
-"""Sampling: the cache changes the speed alone, and each knob does what its paper says."""
+"""Sampling: the cache changes the speed alone, and each rule does what its paper says."""
+
+import time
 
 import pytest
 import torch
 from conftest import run_python
+from torch import Tensor
+from torch.nn import functional as F
 
 from gpt2 import __main__ as gpt2_command
-from gpt2.evaluation.hellaswag import _select
+from gpt2 import kernels
 from gpt2.formats.huggingface import save_pretrained
 from gpt2.generate import generate, sample_token
-from gpt2.kernels import linear
 from gpt2.model import GPT, GPTConfig
 from gpt2.system.errors import UserError
+
+needs_onednn = pytest.mark.skipif(kernels._ONEDNN is None, reason="torch is built without oneDNN")
 
 
 @pytest.fixture
@@ -23,8 +28,8 @@ def model() -> GPT:
     return model
 
 
-def written(model, idx, tokens, **knobs):
-    return torch.cat(list(generate(model, idx, tokens, **knobs)), dim=1)
+def written(model, idx, tokens, **rule):
+    return torch.cat(list(generate(model, idx, tokens, **rule)), dim=1)
 
 
 def test_cached_sampling_equals_uncached(model):
@@ -50,28 +55,79 @@ def test_cached_logits_are_the_uncached_ones(batch, steps, width):
     torch.testing.assert_close(cached, uncached, atol=1e-4, rtol=0)
 
 
-def test_a_selection_of_a_cache_goes_on_from_its_contexts(model):
-    context, endings, rows = torch.randint(257, (3, 7)), torch.randint(257, (5, 4)), torch.tensor([2, 0, 2, 2, 0])
-    cache = model.new_cache(3, 7)
-    with torch.no_grad():
-        model.hidden(context, cache)
-        for _ in range(2):  # the first selection leaves the cache as it was
-            cached = model(endings, cache=_select(cache, rows, 11))
-            uncached = model(torch.cat([context[rows], endings], dim=1))[:, 7:]
-            torch.testing.assert_close(cached, uncached, atol=1e-4, rtol=0)
-
-
 @pytest.mark.parametrize("shape", [(1,), (5,), (2, 3), (2, 0)])
 @pytest.mark.parametrize("bias", [True, False])
-def test_products_without_gradients_are_those_with(shape, bias):
+@pytest.mark.parametrize("onednn", [True, False])
+def test_products_without_gradients_are_those_with_gradients(monkeypatch, shape, bias, onednn):
+    monkeypatch.setattr(kernels, "onednn_is_faster", lambda: onednn)
     x, weight = torch.randn(*shape, 2, 48)[..., 0, :], torch.randn(40, 48)
     b = torch.randn(40) if bias else None
-    expected = torch.nn.functional.linear(x, weight, b)
+    expected = F.linear(x, weight, b)
     with torch.no_grad():
-        torch.testing.assert_close(linear(x, weight, b), expected, atol=1e-5, rtol=1e-5)
-        assert linear(x.double(), weight.double(), None).dtype == torch.float64
+        torch.testing.assert_close(kernels.linear(x, weight, b), expected, atol=1e-5, rtol=1e-5)
+        assert kernels.linear(x.double(), weight.double(), None).dtype == torch.float64
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert linear(x, weight, b).dtype == torch.bfloat16
+            assert kernels.linear(x, weight, b).dtype == torch.bfloat16
+
+
+@needs_onednn
+@pytest.mark.parametrize("bias", [True, False])
+def test_onednn_gives_the_products_of_pytorch(bias):
+    x, weight = torch.randn(1, 1, 48), torch.randn(40, 48)
+    b = torch.randn(40) if bias else None
+    torch.testing.assert_close(kernels.onednn_linear(x, weight, b), F.linear(x, weight, b), atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture
+def products(monkeypatch) -> list[str]:
+    """The names of the products that `kernels.linear` calls, where oneDNN is faster."""
+    called: list[str] = []
+
+    def watched(name, product):
+        return lambda *arguments: (called.append(name), product(*arguments))[1]
+
+    monkeypatch.setattr(kernels, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(kernels, "onednn_linear", watched("onednn", F.linear))
+    monkeypatch.setattr(kernels.F, "linear", watched("plain", F.linear))
+    return called
+
+
+def test_a_single_row_without_gradients_takes_the_product_that_was_measured_faster(monkeypatch, products):
+    row, weight = torch.randn(1, 1, 48), torch.randn(40, 48)
+    with torch.no_grad():
+        kernels.linear(row, weight)
+        monkeypatch.setattr(kernels, "onednn_is_faster", lambda: False)
+        kernels.linear(row, weight)
+    assert products == ["onednn", "plain"]
+
+
+def test_gradients_autocast_many_rows_and_other_types_take_pytorchs_product(products):
+    row, weight = torch.randn(1, 48), torch.randn(40, 48, requires_grad=True)
+    kernels.linear(row, weight).sum().backward()
+    assert weight.grad is not None
+    with torch.no_grad():
+        kernels.linear(torch.randn(2, 48), weight)
+        kernels.linear(row.double(), weight.double())
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            kernels.linear(row, weight)
+    assert products == ["plain"] * 4
+
+
+@needs_onednn
+def test_the_faster_product_is_measured_once_per_process(monkeypatch):
+    calls: list[Tensor] = []
+
+    def slow(x, weight, bias=None):
+        calls.append(x)
+        time.sleep(0.05)
+
+    monkeypatch.setattr(kernels, "onednn_linear", slow)
+    kernels.onednn_is_faster.cache_clear()
+    try:
+        assert not kernels.onednn_is_faster() and not kernels.onednn_is_faster()
+        assert len(calls) == 5
+    finally:
+        kernels.onednn_is_faster.cache_clear()
 
 
 def test_greedy_is_what_transformers_generates(model, tmp_path):
@@ -84,7 +140,7 @@ def test_greedy_is_what_transformers_generates(model, tmp_path):
     assert torch.equal(written(model, idx, 20, temperature=0), expected[:, 4:])
 
 
-def test_writing_goes_on_past_the_block(model):
+def test_sampling_continues_past_the_block(model):
     tokens = written(model, torch.randint(257, (2, 30)), 80)
     assert tokens.shape == (2, 80)
     long_prompt = written(model, torch.randint(257, (1, 100)), 3)
@@ -102,13 +158,13 @@ def test_past_the_block_the_later_half_is_the_context(model):
 LOGITS = torch.log(torch.tensor([[0.5, 0.25, 0.15, 0.07, 0.03]]))
 
 
-def frequencies(**knobs) -> torch.Tensor:
-    drawn = sample_token(LOGITS.expand(20_000, -1), generator=torch.Generator().manual_seed(0), **knobs)
+def frequencies(**rule) -> torch.Tensor:
+    drawn = sample_token(LOGITS.expand(20_000, -1), generator=torch.Generator().manual_seed(0), **rule)
     return torch.bincount(drawn.flatten(), minlength=5) / 20_000
 
 
 @pytest.mark.parametrize(
-    ("knobs", "expected"),
+    ("rule", "expected"),
     [
         ({}, [0.5, 0.25, 0.15, 0.07, 0.03]),
         ({"temperature": 0}, [1, 0, 0, 0, 0]),
@@ -120,8 +176,8 @@ def frequencies(**knobs) -> torch.Tensor:
         ({"top_k": 3, "top_p": 0.7}, [2 / 3, 1 / 3, 0, 0, 0]),
     ],
 )
-def test_each_knob_gives_its_distribution(knobs, expected):
-    torch.testing.assert_close(frequencies(**knobs), torch.tensor(expected), atol=0.012, rtol=0, check_dtype=False)
+def test_each_rule_gives_its_distribution(rule, expected):
+    torch.testing.assert_close(frequencies(**rule), torch.tensor(expected), atol=0.012, rtol=0, check_dtype=False)
 
 
 def command(capsys, *words) -> str:
@@ -145,9 +201,10 @@ def test_the_command_continues_a_prompt_the_same_way_for_a_seed(model, tmp_path,
         (["--temperature", "-1"], "--temperature -1.0 is out of range"),
         (["--top-p", "1.5"], "--top-p 1.5 is out of range"),
         (["--top-k", "0"], "--top-k 0 is out of range"),
+        (["--samples", "0"], "--samples 0 is out of range"),
     ],
 )
-def test_impossible_knobs_are_refused(capsys, words, says):
+def test_settings_out_of_range_are_refused(capsys, words, says):
     with pytest.raises(UserError, match=says):
         command(capsys, "nowhere", *words)
 

@@ -1,8 +1,11 @@
 """HellaSwag is scored as one item at a time would be, over any number of processes, and harms no training run."""
 
+import contextlib
+import itertools
 import json
 import random
 import re
+from dataclasses import astuple
 
 import pytest
 import torch
@@ -11,8 +14,20 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.nn import functional as F
 
+from gpt2 import __main__ as gpt2_command
 from gpt2.data.tokenizer import get_encoding
-from gpt2.evaluation.hellaswag import Item, deal, load_items, prepare, score_batch, score_items
+from gpt2.evaluation.hellaswag import (
+    Item,
+    Options,
+    Result,
+    _select,
+    group_endings,
+    load_items,
+    main,
+    prepare,
+    score_batch,
+    score_items,
+)
 from gpt2.formats.huggingface import save_pretrained
 from gpt2.model import GPT, GPTConfig
 from gpt2.system.errors import UserError
@@ -30,13 +45,14 @@ def items() -> list[Item]:
     """Contexts of many lengths, some of them equal, endings of one word to a dozen; a few too long for the block."""
     draw = random.Random(0)
 
-    def ending() -> str:
-        return " ".join(draw.choice(DOES + THEN) for _ in range(draw.randint(1, 2)))
+    def endings() -> tuple[str, ...]:
+        """Four different ones: the scores of equal ones differ by rounding alone."""
+        drawn: dict[str, None] = {}
+        while len(drawn) < 4:
+            drawn[" ".join(draw.choice(DOES + THEN) for _ in range(draw.randint(1, 2)))] = None
+        return tuple(drawn)
 
-    items = [
-        Item(f"{draw.choice(WHO)} {draw.choice(DOES)}", tuple(ending() for _ in range(4)), draw.randrange(4))
-        for _ in range(36)
-    ]
+    items = [Item(f"{draw.choice(WHO)} {draw.choice(DOES)}", endings(), draw.randrange(4)) for _ in range(36)]
     items.append(Item(" ".join(WHO), items[0].endings, 1))
     items.append(Item("He", (" ".join(WHO), "a", " ".join(DOES + THEN), "b"), 0))
     items.append(Item("", ("x", "y", "z", "t"), 3))
@@ -74,10 +90,10 @@ def plain(model, items, tmp_path_factory) -> tuple[Tensor, Tensor]:
     return sums, means
 
 
-def scores(model, items, **knobs) -> tuple[Tensor, Tensor]:
+def scores(model, items, **settings) -> tuple[Tensor, Tensor]:
     sums, means = torch.zeros(2, len(items), 4)
     with torch.no_grad():
-        for batch in prepare(items, VOCAB, BLOCK, **knobs):
+        for batch in prepare(items, VOCAB, BLOCK, **settings):
             sums[batch.index], means[batch.index] = score_batch(model, batch)
     return sums, means
 
@@ -103,28 +119,75 @@ def test_bf16_scores_are_near(model, items, plain):
     torch.testing.assert_close(means, plain[1], atol=0.1, rtol=0.02)
 
 
-def test_batches_hold_equal_contexts_and_little_filling(items):
+def test_a_selection_of_a_cache_continues_its_contexts(model):
+    context, endings, rows = torch.randint(VOCAB, (3, 7)), torch.randint(VOCAB, (5, 4)), torch.tensor([2, 0, 2, 2, 0])
+    cache = model.new_cache(3, 7)
+    with torch.no_grad():
+        model.hidden(context, cache)
+        for _ in range(2):  # the first selection leaves the cache as it was
+            cached = model(endings, cache=_select(model, cache, rows, 11))
+            uncached = model(torch.cat([context[rows], endings], dim=1))[:, 7:]
+            torch.testing.assert_close(cached, uncached, atol=1e-4, rtol=0)
+
+
+def test_batches_hold_equally_long_contexts_and_little_padding(items):
     batches = prepare(items, VOCAB, BLOCK, batch_tokens=400)
     assert sorted(i for batch in batches for i in batch.index.tolist()) == list(range(len(items)))
     assert any(len(batch.index) > 1 for batch in batches) and len(batches) < len(items)
-    longest = 0
+    longest, sizes = 0, []
     for batch in batches:
-        fillings = [part.tokens.numel() - int(part.lengths.sum()) for part in batch.parts]
-        assert max(fillings) <= 64
-        assert batch.cost - sum(fillings) <= 400 or len(batch.index) == 1
-        assert sorted(torch.cat([part.numbers for part in batch.parts]).tolist()) == list(range(4 * len(batch.index)))
-        longest = max(longest, batch.contexts.size(1) + max(part.tokens.size(1) for part in batch.parts))
+        groups = group_endings(batch.endings)
+        for group in groups:
+            lengths = [len(batch.endings[number]) for number in group]
+            assert sum(max(lengths) - length for length in lengths) <= 64
+        assert batch.positions <= 400 or len(batch.index) == 1
+        assert sorted(itertools.chain(*groups)) == list(range(4 * len(batch.index)))
+        longest = max(longest, batch.contexts.size(1) + max(map(len, batch.endings)))
+        sizes.append([len(group) for group in groups])
     assert longest == BLOCK
-    assert any(len(batch.parts) > 1 for batch in batches) and any(len(batch.parts[0].numbers) > 4 for batch in batches)
+    assert any(len(groups) > 1 for groups in sizes) and any(groups[0] > 4 for groups in sizes)
 
 
-def test_the_batches_are_dealt_whole_and_evenly(items):
+class Share(Processes):
+    """One of several processes that keeps its sums to itself, so that a test can add them up."""
+
+    def sum(self, *values):
+        return list(values)
+
+
+@contextlib.contextmanager
+def count_positions(model):
+    """The positions of every forward pass, in a list that is filled while the block runs."""
+    counted: list[int] = []
+    watch = model.transformer.wte.register_forward_pre_hook(lambda _, inputs: counted.append(inputs[0].numel()))
+    yield counted
+    watch.remove()
+
+
+def test_every_batch_is_scored_by_one_process_and_all_compute_about_equally_much(model, items):
     batches = prepare(items, VOCAB, BLOCK, batch_tokens=200)
-    piles = deal(batches, 3)
-    assert sorted(i for pile in piles for batch in pile for i in batch.index.tolist()) == list(range(len(items)))
-    costs = [sum(batch.cost for batch in pile) for pile in piles]
-    assert max(costs) - min(costs) <= max(batch.cost for batch in batches)
-    assert [len(pile) for pile in deal(batches[:1], 3)] == [1, 0, 0]
+    positions: list[int] = []  # per process
+    results = []
+    for rank in range(3):
+        with count_positions(model) as counted:
+            results.append(score_items(model, batches, Share(rank, rank, 3, ONE.device), "fp32"))
+        positions.append(sum(counted))
+    whole = score_items(model, batches, ONE, "fp32")
+    assert [sum(counts) for counts in zip(*map(astuple, results), strict=True)] == list(astuple(whole))
+    assert max(positions) - min(positions) <= 1.2 * max(batch.positions for batch in batches)  # 0.2: padding
+
+
+def test_contexts_are_computed_once_and_endings_without_their_last_token(model, items):
+    batches = prepare(items, VOCAB, BLOCK)
+    with count_positions(model) as counted:
+        score_items(model, batches, ONE, "fp32")
+    padding = 64 * sum(len(group_endings(batch.endings)) for batch in batches)
+    assert 0 <= sum(counted) - sum(batch.positions for batch in batches) <= padding
+
+
+def test_a_process_without_a_batch_counts_nothing(model, items):
+    batches = prepare(items[:1], VOCAB, BLOCK)
+    assert score_items(model, batches, Share(1, 1, 2, ONE.device), "fp32") == Result(0, 0, 0)
 
 
 def test_a_compiled_training_run_notices_nothing(model, items):
@@ -188,8 +251,8 @@ def test_a_dataset_gives_its_validation_split(items, tmp_path, monkeypatch):
     assert load_items(str(tmp_path / "set")) == items[:5]
 
 
-def test_a_dataset_that_cannot_be_had_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"can't be had .* give a local file .*--items FILE"):
+def test_a_dataset_that_cannot_be_loaded_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"can't be loaded .* give a local file .*--items FILE"):
         load_items(str(tmp_path))
 
 
@@ -227,17 +290,16 @@ def test_files_without_items_are_refused(tmp_path):
         load_items(str(empty))
     with pytest.raises(UserError, match=r"can't read .*missing.jsonl"):
         load_items(str(tmp_path / "missing.jsonl"))
-    with pytest.raises(UserError, match=r"--limit 0 is too few"):
-        load_items(str(empty), limit=0)
+    with pytest.raises(UserError, match=r"--limit 0 is out of range; give 1 or more"):
+        main(Options("nowhere", limit=0))
 
 
-def test_the_command_refuses_in_one_sentence(model, tmp_path):
-    save_pretrained(model, tmp_path / "model")
+def test_the_command_refuses_in_one_sentence(tmp_path):
     bad = tmp_path / "bad.jsonl"
     bad.write_text(json.dumps(GOOD) + "\n{}\n")
-    done = run_python("-m", "gpt2", "hellaswag", tmp_path / "model", "--items", bad, check=False)
-    assert done.returncode == 2
-    assert done.stderr == f"error: {bad}, line 2 has no 'ctx'; every item needs ctx, endings and label\n"
+    with pytest.raises(UserError) as caught:
+        gpt2_command.main(["hellaswag", str(tmp_path), "--items", str(bad)])
+    assert str(caught.value) == f"{bad}, line 2 has no 'ctx'; every item needs ctx, endings and label"
 
 
 def test_a_block_of_one_token_is_refused(items):

@@ -1,12 +1,8 @@
-"""`gpt2 evaluate`: a model on held-out text, beside compressors.
-
-Built in notebook 11.
-"""
+"""`gpt2 evaluate`: a model on held-out text, beside compressors. Built in notebook 11."""
 
 import bz2
 import gzip
 import lzma
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,26 +10,17 @@ from typing import Annotated, Literal
 import tyro
 from annotated_types import Ge
 
-from gpt2.config.run import Eval, Run, from_json
+from gpt2.config.run import Run, from_json
 from gpt2.data.loader import Sequences
 from gpt2.data.shards import find_shards
 from gpt2.data.tokenizer import get_encoding, token_bytes
-from gpt2.evaluation.validation import count_windows, measure
+from gpt2.evaluation.validation import HeldOut, count_windows, measure
 from gpt2.formats.load import from_pretrained
+from gpt2.model import GPTConfig
 from gpt2.system.devices import choose_precision, set_matmul_precision
 from gpt2.system.errors import UserError
 from gpt2.system.processes import Processes, process_group
 from gpt2.system.ranges import check_ranges
-
-
-def compressed_bits_per_byte(text: bytes) -> dict[str, float]:
-    """Bits that gzip, bz2 and xz need for each byte of `text`, at their strongest setting."""
-    packers: dict[str, Callable[[bytes], bytes]] = {
-        "gzip": gzip.compress,
-        "bz2": bz2.compress,
-        "xz": lambda data: lzma.compress(data, preset=9),
-    }
-    return {name: 8 * len(pack(text)) / len(text) for name, pack in packers.items()}
 
 
 @dataclass(frozen=True)
@@ -49,64 +36,68 @@ class Options:
     last_n: Annotated[int | None, Ge(1)] = None
     """Score only the last N targets of every window, and move on by N [all]."""
     micro_batch: Annotated[int, Ge(1)] = 8
-    """Sequences a process computes at a time."""
+    """Sequences that a process computes at a time."""
     precision: Literal["auto", "bf16", "fp16", "tf32", "fp32"] | None = None
     """[the run's; else auto]"""
 
 
 def main(options: Options) -> None:
-    """Measure, and print from the first process. Raises UserError for what can't be measured."""
+    """Run `report` in every process that torchrun started. Raises UserError also for values out of range."""
     check_ranges(options)
     with process_group() as processes:
         report(options, processes)
 
 
 def report(options: Options, processes: Processes) -> None:
-    """Measure, and print from the first process. Raises UserError for what can't be measured."""
+    """Measure the model, and print from the first process. Raises UserError if model or text can't be read."""
     run = recorded_run(options.model)
     model = from_pretrained(options.model).to(processes.device)
-    block_size = (run.model.block_size if run else None) or model.config.block_size
-    sequences = held_out_text(options, run, model.config.vocab_size, block_size)
-    n, tokens = options.last_n or block_size, options.tokens or (run.eval if run else Eval()).tokens
-    count = count_windows(sequences, tokens, n)
-    if count < 1:
-        raise UserError(
-            f"--tokens {tokens:,} of {sequences.tokens:,} held-out ones are not one sequence of {block_size} "
-            f"with {n} to score; give more"
-        )
-    encoding = get_encoding(model.config.vocab_size)
-    precision = choose_precision(processes.device, options.precision or (run.system.precision if run else "auto"))
+    text = held_out_text(options, run, model.config)
+    precision = choose_precision(processes.device, options.precision or (run or Run()).system.precision)
     set_matmul_precision(precision)
-    sizes = token_bytes(encoding)
-    found = measure(model, sequences, count * n, options.micro_batch, processes, sizes, precision, n)
+    found = measure(model, text, options.micro_batch, processes, precision, options.last_n)
     if not processes.is_first:
         return
-    overlap = f", the last {n} of every {block_size}" if options.last_n else ""
+    T = text.sequences.block_size
+    overlap = f", the last {options.last_n} of every {T}" if options.last_n else ""
     print(f"{options.model}: loss {found.loss:.4f} nats per token on {found.tokens:,} held-out tokens{overlap}")
     print(f"perplexity per token {found.perplexity:.2f}, per byte {found.perplexity_per_byte:.4f}")
     print(f"accuracy top-1 {found.top1:.4f}, top-10 {found.top10:.4f}")
-    first = block_size - n + 1  # the first target that was scored
-    scored = [token for token in sequences.line(first, first + count * n).tolist() if token != encoding.eot_token]
-    text = b"".join(encoding.decode_tokens_bytes(scored))
-    others = compressed_bits_per_byte(text) if text else {}
-    beside = "".join(f" | {name} {value:.3f}" for name, value in others.items())
-    print(f"bits per byte on the same {len(text):,} bytes: model {found.bits_per_byte:.3f}{beside}")
+    encoding = get_encoding(model.config.vocab_size)
+    first = T - (options.last_n or T) + 1  # the first target that was scored
+    scored = text.sequences.line(first, first + found.tokens).tolist()
+    data = b"".join(encoding.decode_tokens_bytes([token for token in scored if token != encoding.eot_token]))
+    compressors = compressed_bits_per_byte(data) if data else {}
+    beside = "".join(f" | {name} {value:.3f}" for name, value in compressors.items())
+    print(f"bits per byte on the same {len(data):,} bytes: model {found.bits_per_byte:.3f}{beside}")
 
 
 def recorded_run(folder: str) -> Run | None:
-    """What a run folder says about its run; None for a Hugging Face folder or a name on the hub."""
-    record = Path(folder, "config.json")
-    if not record.exists():
-        return None
+    """The run that a run folder records; None for a Hugging Face folder or a name on the hub."""
     try:
-        return from_json(record.read_text())
-    except (KeyError, TypeError, ValueError, AttributeError):  # a Hugging Face model's own config.json
+        return from_json(Path(folder, "config.json").read_text())
+    except (OSError, KeyError, TypeError, ValueError, AttributeError):  # no such file, or that of a Hugging Face model
         return None
 
 
-def held_out_text(options: Options, run: Run | None, vocab_size: int, block_size: int) -> Sequences:
-    """The val shards that were named, or the run's. Raises UserError where there are none."""
-    where = options.shards or (run and (run.data.val_shards or run.data.shards))
-    if not where:
-        raise UserError(f"{options.model} is no run folder, so it names no text; add --shards DATA")
-    return Sequences(find_shards(where, "val", vocab_size), block_size)
+def held_out_text(options: Options, run: Run | None, config: GPTConfig) -> HeldOut:
+    """The val shards that the options name, or the run's. Raises UserError if there are none, or too few tokens."""
+    shards = options.shards or (run and (run.data.val_shards or run.data.shards))
+    if not shards:
+        raise UserError(f"{options.model} is not a run folder, so it names no text; add --shards DATA")
+    T = (run and run.model.block_size) or config.block_size
+    n, tokens = options.last_n or T, options.tokens or (run or Run()).eval.tokens
+    sequences = Sequences(find_shards(shards, "val", config.vocab_size), T)
+    count = count_windows(sequences, tokens, n)
+    if count < 1:
+        raise UserError(
+            f"--tokens {tokens:,} of {sequences.tokens:,} held-out tokens is less than one sequence of {T} tokens with "
+            f"{n} to score; give more"
+        )
+    return HeldOut(sequences, count * n, token_bytes(get_encoding(config.vocab_size)))
+
+
+def compressed_bits_per_byte(text: bytes) -> dict[str, float]:
+    """Bits that gzip, bz2 and xz need per byte of `text`, at their strongest setting."""
+    packed = {"gzip": gzip.compress(text), "bz2": bz2.compress(text), "xz": lzma.compress(text, preset=9)}
+    return {name: 8 * len(data) / len(text) for name, data in packed.items()}

@@ -10,7 +10,7 @@ from gpt2.config.run import Run
 from gpt2.data.loader import Sequences
 from gpt2.data.tokenizer import get_encoding, token_bytes
 from gpt2.evaluation.hellaswag import Item, prepare, score_items
-from gpt2.evaluation.validation import measure, validate
+from gpt2.evaluation.validation import HeldOut, measure, validate
 from gpt2.generate import generate
 from gpt2.logs.writer import RunLog
 from gpt2.model import GPT
@@ -53,10 +53,10 @@ class Evaluation:
             return
         model = full_model(self.state.model)
         if validation:
-            measured = (self.val, wanted.tokens, self.execution.micro_batch, self.processes, self.sizes)
-            log.validation(step, *validate(lambda x, y: self.loss(model, x, y), *measured))
+            text, micro_batch = HeldOut(self.val, wanted.tokens, self.sizes), self.execution.micro_batch
+            log.validation(step, *validate(lambda x, y: self.loss(model, x, y), text, micro_batch, self.processes))
             if wanted.accuracy or wanted.last_n:
-                log.measured(step, measure(model, *measured, precision, wanted.last_n))
+                log.measured(step, measure(model, text, micro_batch, self.processes, precision, wanted.last_n))
         if hellaswag:
             result = score_items(model, self.batches, self.processes, precision)
             log.hellaswag(step, result.correct_norm, result.total)

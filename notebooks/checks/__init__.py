@@ -1,7 +1,7 @@
-"""What a notebook needs beside `gpt2/`: a beginning, and checkers for "Your turn", one module a notebook.
+"""The common start of all notebooks, and the checkers for their exercises, one module per notebook.
 
-A checker takes the reader's function and raises `Wrong` with a sentence that says what is wrong. `exercise` turns it
-into one that prints: nothing that a reader types can stop the notebook.
+A checker takes the reader's function and raises `Wrong` with a sentence that says what is wrong. `exercise` turns the
+checker into one that prints this sentence, so that no solution can stop the notebook.
 """
 
 import functools
@@ -20,9 +20,9 @@ NEEDED = ("torch", "numpy", "matplotlib", "tiktoken")
 
 
 def start(seed: int = 0) -> None:
-    """Make this notebook repeatable and its figures alike; say in words what is missing on this machine.
+    """Prepare a notebook: find `gpt2`, set the seeds, and set the style of the figures.
 
-    Raises ModuleNotFoundError, with the command that mends it, where a package is missing.
+    Raises ModuleNotFoundError if a package is missing, with the command that installs it.
     """
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
@@ -35,8 +35,8 @@ def start(seed: int = 0) -> None:
         sys.path.insert(0, str(ROOT))
         there = [str(ROOT), os.environ.get("PYTHONPATH", "")]
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, there))  # for the processes that notebooks start
-    os.chdir(NOTEBOOKS)  # where `../data` and `../runs` are meant from
-    os.environ.setdefault("PYTHONUTF8", "1")  # of the processes that notebooks start, on Windows too
+    os.chdir(NOTEBOOKS)  # `../data` and `../runs` are relative to this folder
+    os.environ.setdefault("PYTHONUTF8", "1")  # the processes that notebooks start write UTF-8, on Windows too
     import numpy as np
     import torch
 
@@ -48,18 +48,18 @@ def start(seed: int = 0) -> None:
 
 
 def __getattr__(name: str) -> Any:
-    """The checkers of one notebook, imported when they are first named: `checks.attention`."""
+    """Import the checkers of a notebook when they are first used: `checks.attention`."""
     if not (Path(__file__).parent / f"{name}.py").exists():
         raise AttributeError(f"no checkers called {name}")
     return importlib.import_module(f"checks.{name}")
 
 
 class Wrong(Exception):
-    """What is wrong with a solution, in a sentence for the person who wrote it."""
+    """What is wrong with a solution, in a sentence for the reader who wrote it."""
 
 
 def exercise(check: Callable[..., None]) -> Callable[..., None]:
-    """Print what `check` finds: right, not tried yet, wrong and why, or where it stopped."""
+    """Print the result of `check`: right, not tried yet, wrong and why, or where the solution stopped."""
 
     @functools.wraps(check)
     def tell(solution: Any, *others: Any) -> None:
@@ -88,7 +88,7 @@ def expect(condition: Any, sentence: str) -> None:
 
 
 def expect_equal(found: Any, wanted: Any, what: str, tolerance: float = 1e-5) -> None:
-    """Raise `Wrong` unless `found` is `wanted`: its kind, its shape, then its values; numbers to `tolerance`."""
+    """Raise `Wrong` unless `found` has the type, the shape and the values of `wanted`; numbers within `tolerance`."""
     import numpy as np
     import torch
 
