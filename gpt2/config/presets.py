@@ -16,11 +16,13 @@ from gpt2.modern.parts import Parts
 STDLIB = Data(shards="data/stdlib-2048", batch_tokens=2048, seed=1)
 
 
-def _llmc(model: str, batch: int, lr: float, final: float, steps: int, save_every: int, name: str, shards: str) -> Run:
+def _llmc(
+    name: str, model: str, shards: str, steps: int, lr: float, save_every: int, batch: int = 524_288, final: float = 0.0
+) -> Run:
     """A run of llm.c's scripts."""
     return Run(
         model=Model(init=model),
-        data=Data(shards=shards, batch_tokens=batch, seed=42),
+        data=Data(shards=f"data/{shards}", batch_tokens=batch, seed=42),
         optim=Optim(lr=lr),
         schedule=Schedule(steps=steps, warmup=700, final_fraction=final),
         eval=Eval(hellaswag_every=250, sample_every=20_000),
@@ -103,7 +105,7 @@ def _demo(name: str, optim: Optim, schedule: Schedule, parts: Parts = GPT2, **sy
     )
 
 
-_GPT3 = _llmc("gpt3:c768", 524_288, 6e-4, 0.1, 572_204, 10_000, "gpt3-125m", "data/fineweb-100b")
+_GPT3 = _llmc("gpt3-125m", "gpt3:c768", "fineweb-100b", steps=572_204, lr=6e-4, save_every=10_000, final=0.1)
 
 # name → (what it is: model, data, tokens, FLOPs, time or result; the run). The first is the default.
 PRESETS: dict[str, tuple[str, Run]] = {
@@ -131,19 +133,21 @@ PRESETS: dict[str, tuple[str, Run]] = {
     ),
     "llmc-124m": (
         "llm.c's GPT-2 124M on FineWeb: 9.9 B tokens, 8.5e18 FLOPs; published val loss 3.29, HellaSwag 29.9 %",
-        _llmc("d12", 524_288, 6e-4, 0.0, 18_865, 5_000, "llmc-124m", "data/fineweb"),
+        _llmc("llmc-124m", "d12", "fineweb", steps=18_865, lr=6e-4, save_every=5_000),
     ),
     "llmc-350m": (
         "llm.c's GPT-2 350M on FineWeb: 31.5 B tokens, 7.6e19 FLOPs; published 13.7 h on 8 A100",
-        _llmc("d24", 524_288, 3e-4, 0.0, 60_000, 2_000, "llmc-350m", "data/fineweb-100b"),
+        _llmc("llmc-350m", "d24", "fineweb-100b", steps=60_000, lr=3e-4, save_every=2_000),
     ),
     "llmc-774m": (
         "llm.c's GPT-2 774M on FineWeb: 150 B tokens, 7.8e20 FLOPs; published 135 h on 8 A100",
-        _llmc("d36", 524_288, 2.5e-4, 0.0, 286_102, 4_000, "llmc-774m", "data/fineweb-100b"),
+        _llmc("llmc-774m", "d36", "fineweb-100b", steps=286_102, lr=2.5e-4, save_every=4_000),
     ),
     "llmc-1558m": (
         "llm.c's GPT-2 1558M on FineWeb-Edu: 33.6 B tokens, 3.4e20 FLOPs; published 24 h on 8 H100",
-        _llmc("d48", 1_048_576, 6e-4, 0.1, 32_000, 2_000, "llmc-1558m", "data/fineweb-edu-100b"),
+        _llmc(
+            "llmc-1558m", "d48", "fineweb-edu-100b", steps=32_000, lr=6e-4, save_every=2_000, batch=1_048_576, final=0.1
+        ),
     ),
     "gpt3-125m": (
         "llm.c's GPT-3 125M, T 2048, on FineWeb: 300 B tokens, 2.9e20 FLOPs; steps with an outlying loss are skipped",
@@ -213,7 +217,7 @@ PRESETS: dict[str, tuple[str, Run]] = {
         ),
     ),
     "gpt-oss-mini": (
-        "gpt-oss's parts at GPT-2's size, 2 of 8 experts a token, on FineWeb-Edu: 10 B tokens, 6.6e18 FLOPs",
+        "gpt-oss's parts at GPT-2's size, 2 of 8 experts per token, on FineWeb-Edu: 10 B tokens, 6.6e18 FLOPs",
         Run(
             parts=GPT_OSS,
             eval=Eval(hellaswag_every=250),
