@@ -528,7 +528,7 @@ def test_no_network_is_said_within_seconds_with_the_offline_source(
     with ThreadPoolExecutor(len(ONLINE)) as pool:
         commands = [["--source", *source, "--out", str(tmp_path / "out")] for source in ONLINE]
         list(pool.map(lambda words: refused(words, "--source stdlib"), commands))
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 20  # 5 s alone; this may be a busy machine
     assert os.listdir(tmp_path / "out") == []
 
 
