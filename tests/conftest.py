@@ -77,7 +77,9 @@ def fork_server(preloaded: tuple[str, ...]) -> str:
     folder = tempfile.mkdtemp()
     path = os.path.join(folder, "socket")
     words = [sys.executable, str(Path(__file__).parent / "fork_server.py"), path, *preloaded]
-    server = subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(
+        words, cwd=ROOT, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     atexit.register(server.kill)
     assert server.stdout is not None and server.stdout.readline() == "ready\n"

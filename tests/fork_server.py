@@ -12,6 +12,7 @@ import json
 import os
 import pkgutil
 import runpy
+import select
 import signal
 import socket
 import sys
@@ -29,13 +30,13 @@ def preload(name: str) -> None:
 
 
 def serve(path: str) -> None:
-    """Fork a supervisor for every connection, until the connection that started the server is closed."""
+    """Fork a supervisor for every connection, until the process that started the server ends, which closes stdin."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no supervisor becomes a zombie
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(path)
         server.listen()
         print("ready", flush=True)
-        while True:
+        while sys.stdin not in select.select([server, sys.stdin], [], [])[0]:
             connection, _ = server.accept()
             if os.fork() == 0:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -61,8 +62,8 @@ def supervise(connection: socket.socket) -> None:
 
 def run(request: dict[str, Any]) -> None:
     """Be the process that `python argv…` would have been."""
-    for name, descriptor in (("stdout", 1), ("stderr", 2)):
-        file = os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for name, descriptor in ((os.devnull, 0), (request["stdout"], 1), (request["stderr"], 2)):
+        file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(file, descriptor)
         os.close(file)
     os.setpgid(0, 0)

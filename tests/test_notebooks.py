@@ -126,7 +126,10 @@ NEEDS_NONE = {
         *("training.checkpoint.random_states", "training.evaluation.is_due", "training.telemetry.describe_machine"),
         *("training.telemetry.layer_of", "training.run_folder.fingerprint_of", "training.run_folder.ResumePoint"),
     ),
-    "prepares what an evaluation is called with": ("evaluation.hellaswag.group_endings", "evaluation.validation.HeldOut"),
+    "prepares what an evaluation is called with": (
+        "evaluation.hellaswag.group_endings",
+        "evaluation.validation.HeldOut",
+    ),
     "what train_gpt2.py calls before its loop, and names beside the notebooks that build its pieces": (
         *("training.setup.RunData", "training.setup.choose_config", "training.setup.make_model"),
         *("training.setup.open_data", "training.setup.open_log", "training.signals.interruptible"),
