@@ -78,7 +78,7 @@ def loss(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def copy_weights(ours: nn.Module, theirs: nn.Module) -> None:
-    """Our weights into the peer's model: the names agree but for its head, which is the token table; no padding."""
+    """Our weights into the peer's model: the names agree but for its head, which is the token embedding; no padding."""
     state = ours.state_dict()
     for name, tensor in theirs.state_dict().items():
         source = state["transformer.wte.weight" if name == "lm_head.weight" else name]

@@ -101,7 +101,7 @@ def to_published(solution) -> None:
         wanted = tensor.t() if matrix else tensor
         if name.endswith("wte.weight"):
             rows = other.size(0)
-            expect(rows != tensor.size(0), f"the token table has {rows} rows; the last {rows - 300} are padding")
+            expect(rows != tensor.size(0), f"the token embedding has {rows} rows; the last {rows - 300} are padding")
             wanted = tensor[:300]
         if table:
             expect(
