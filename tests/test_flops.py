@@ -428,7 +428,7 @@ def test_the_report_fits_a_terminal(options):
 
 def test_the_command_prints_the_plan():
     out = run_python("-m", "gpt2", "plan", "gpt2-124m", "--gpus", "8", "--hardware", "a100", "--mfu", "0.37").stdout
-    for piece in ("124,439,808", "8.55e+18 FLOPs", "2.57 h", "20 GB of tokens, 1.49 GB a checkpoint", "19,073"):
+    for piece in ("124,439,808", "8.55e+18 FLOPs", "2.57 h", "20 GB of tokens, 1.49 GB per checkpoint", "19,073"):
         assert piece in out
 
 
