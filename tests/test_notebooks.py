@@ -144,8 +144,7 @@ NEEDS_NONE = {
         "planning.flops.published_parameters",
     ),
     "the search for what fits a GPU's memory, which comes with the planner": (
-        *("planning.memory.activation_bytes", "planning.memory.largest_micro_batch", "planning.memory.Memory"),
-        "training.execution.choose_micro_batch",
+        *("planning.memory.activation_bytes", "planning.memory.Memory", "training.execution.choose_micro_batch"),
     ),
     "a group of settings, which `--help` explains field by field": (
         *("config.run.Eval", "config.run.Languini", "config.run.Log", "config.run.System"),

@@ -157,7 +157,7 @@ def test_the_smoke_test_shows_every_stage(name):
     assert lines[0] == f"{name}: {PUBLISHED[name]:,} parameters, on cpu"
     assert shown["tokens"] == "(2, 128)" and shown["logits"] == "(2, 128, 2048)"
     stages = [stage for stage, shape in shown.items() if shape == "(2, 128, 128)"]
-    assert (stages[0], stages[-1]) == ("token table", "last norm")
+    assert (stages[0], stages[-1]) == ("token embedding", "last norm")
     attention = [stage for stage in stages if "attention" in stage]
     windows = {"gpt-oss-demo": ["sees 32 positions", "sees all before"]}.get(name, ["sees all before"])
     assert [stage.split(", ")[1] for stage in attention] == windows

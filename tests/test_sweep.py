@@ -64,7 +64,9 @@ def test_every_kind_of_model_is_swept(name):
 def rates(monkeypatch, *values: float) -> list[int]:
     """The micro-batches of a sweep that measures these tokens/s."""
     measured = iter(values)
-    monkeypatch.setattr(gpt2.training.sweep, "_tokens_per_second", lambda *words: next(measured))
+    monkeypatch.setattr(
+        gpt2.training.sweep, "_step_seconds", lambda model, optimizer, x, *_: x.numel() / next(measured)
+    )
     return [row.micro_batch for row in sweep("demo", tiny(), ONE)]
 
 
@@ -76,12 +78,12 @@ def test_a_sweep_ends_when_two_in_a_row_are_slower(monkeypatch):
 def test_a_sweep_ends_when_memory_does(monkeypatch):
     largest = 2
 
-    def measure(model, optimizer, config, size, *words) -> float:
-        if size > largest:
+    def measure(model, optimizer, x, *words) -> float:
+        if len(x) > largest:
             raise torch.OutOfMemoryError
-        return 1.0 * size
+        return 1.0
 
-    monkeypatch.setattr(gpt2.training.sweep, "_tokens_per_second", measure)
+    monkeypatch.setattr(gpt2.training.sweep, "_step_seconds", measure)
     assert [row.micro_batch for row in sweep("demo", tiny(), ONE)] == [1, 2]
     largest = 0
     with pytest.raises(UserError, match="not one sequence of demo fits"):
@@ -89,7 +91,7 @@ def test_a_sweep_ends_when_memory_does(monkeypatch):
 
 
 def test_on_a_cpu_half_of_the_free_memory_is_the_end(monkeypatch):
-    monkeypatch.setattr(gpt2.training.sweep, "_tokens_per_second", lambda *words: 1.0)
+    monkeypatch.setattr(gpt2.training.sweep, "_step_seconds", lambda model, optimizer, x, *words: 1.0 * len(x))
     run = tiny()
     config = make_config(run.model, run.parts)
     needed = memory(config, replace(setup_of(run, config, ONE), micro_batch=4)).total
@@ -125,7 +127,7 @@ def test_rows_are_in_the_file_as_soon_as_they_are_measured(tmp_path):
         assert len((tmp_path / "sweep.csv").read_text().splitlines()) == 2
         yield Row("demo", 2, "fp32", False, 1500.0, 0.5, 0.25)
 
-    assert len(write_rows(measure(), tmp_path / "sweep.csv", lambda line: None)) == 2
+    assert len(list(write_rows(measure(), tmp_path / "sweep.csv"))) == 2
     with open(tmp_path / "sweep.csv", newline="") as file:
         first, second = csv.DictReader(file)
     columns = ["model", "micro_batch", "precision", "compiled", "tokens_per_second", "memory_gib", "mfu"]
@@ -134,7 +136,7 @@ def test_rows_are_in_the_file_as_soon_as_they_are_measured(tmp_path):
 
 def test_a_file_that_cannot_be_written_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"can't write .*sweep.csv.*--out"):
-        write_rows(iter(()), tmp_path / "no" / "sweep.csv", lambda line: None)
+        list(write_rows([], tmp_path / "no" / "sweep.csv"))
 
 
 def test_an_unknown_preset_is_refused():

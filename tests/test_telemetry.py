@@ -209,9 +209,9 @@ def test_a_namesake_of_a_known_gpu_is_not_taken_for_it(name):
 def test_the_table_of_hardware_is_plausible():
     """Memory is read faster than 100 and slower than 10,000 GB/s; shorter numbers are multiplied faster."""
     for key, gpu in HARDWARE.items():
-        assert 1e11 < gpu.bandwidth < 1e13 and 8 <= gpu.memory_gib <= 192, key
-        assert gpu.fp16 >= (gpu.tf32 or gpu.fp32) >= gpu.fp32 > 1e12, key
-        assert (gpu.bf16 is None) == (gpu.tf32 is None), key
+        assert 100 < gpu.bandwidth < 10_000 and 8 <= gpu.memory_gib <= 192, key
+        assert gpu.peak("fp16") >= (gpu.peak("tf32") or gpu.peak("fp32")) >= gpu.peak("fp32") > 1e12, key
+        assert gpu.peak("bf16") == (gpu.tf32 and gpu.peak("fp16")), key
 
 
 @pytest.mark.parametrize("rate", [1e9, 2e10, 2e11, 1e13])

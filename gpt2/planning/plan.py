@@ -9,61 +9,20 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import tyro
+from annotated_types import Ge, Gt, Le
 
 from gpt2.config.checks import resolve
 from gpt2.config.presets import PRESETS
 from gpt2.config.run import Run
 from gpt2.formats.build import make_config
 from gpt2.model import GPTConfig
-from gpt2.planning.flops import flops_per_token, parameters, published_parameters, recompute_flops_per_token
+from gpt2.planning.fits import fit, flags, least_change
+from gpt2.planning.flops import flops_per_token, parameters, published_parameters, recompute_flops_per_token, run_flops
 from gpt2.planning.gpus import HARDWARE, Hardware
-from gpt2.planning.memory import RECOMPUTE, SPARE_MEMORY, Setup, bytes_sent, largest_micro_batch, memory
+from gpt2.planning.memory import RECOMPUTE, SPARE_MEMORY, Setup, bytes_sent, memory
 from gpt2.system.errors import UserError
 from gpt2.system.machine import GIB
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A run on known hardware. `mfu` is the part of the hardware's peak that is reached; recomputing counts as work."""
-
-    config: GPTConfig
-    setup: Setup
-    hardware: Hardware
-    steps: int
-    batch_tokens: int
-    mfu: float
-
-    @property
-    def tokens(self) -> int:
-        """Of the whole run."""
-        return self.steps * self.batch_tokens
-
-    @property
-    def sequences(self) -> int:
-        """That one process computes in a step."""
-        return self.batch_tokens // self.config.block_size // self.setup.gpus
-
-    @property
-    def budget(self) -> float:
-        """Bytes of a GPU that a run may fill; the rest is for CUDA, NCCL and the allocator's gaps."""
-        return (1 - SPARE_MEMORY) * self.hardware.memory_gib * GIB
-
-    @property
-    def step_seconds(self) -> float:
-        """Seconds of an optimiser step, communication hidden behind computation."""
-        flops = flops_per_token(self.config) + recompute_flops_per_token(self.config, self.setup.recompute)
-        peak = self.hardware.peak(self.setup.precision) or math.nan
-        return flops * self.batch_tokens / (self.setup.gpus * peak * self.mfu)
-
-    def with_micro_batch(self, size: int) -> "Plan":
-        """The same run in micro-batches of `size` sequences; 0 for one that doesn't fit."""
-        return replace(self, setup=replace(self.setup, micro_batch=size, micro_steps=self.sequences // max(1, size)))
-
-    def vary(self, **changes: int | str) -> "Plan":
-        """The same run with another setup, and the largest micro-batch that fits then (0: none)."""
-        other = replace(self, setup=replace(self.setup, **changes))  # type: ignore[arg-type]
-        size = largest_micro_batch(self.config, other.setup, other.sequences, self.budget)
-        return other.with_micro_batch(size)
+from gpt2.system.ranges import check_ranges
 
 
 @dataclass(frozen=True)
@@ -73,207 +32,237 @@ class Options:
     name: Annotated[str, tyro.conf.Positional]
     """A preset of train_gpt2.py, or a model (d6 … d84, gpt2 … gpt2-xl, gpt3:c384 … gpt3:c12288) with the default
     preset's data and schedule."""
-    gpus: int = 8
+    gpus: Annotated[int, Ge(1)] = 8
     hardware: str = "a100"
     """A key of gpt2.planning.gpus.HARDWARE."""
     zero: Literal[0, 1, 2, 3] | None = None
     """What is divided over the GPUs: 0 nothing, 1 the optimiser, 2 gradients too, 3 weights too [the preset's]."""
     recompute: Literal["none", "mlp", "block"] | None = None
-    """What is computed again in backward instead of being kept [the preset's]."""
-    micro_batch: int | None = None
-    """Sequences a GPU computes at a time [the largest that fits]."""
+    """What backward computes again instead of keeping it [the preset's]."""
+    micro_batch: Annotated[int | None, Ge(1)] = None
+    """Sequences that a GPU computes at a time [the largest that fits]."""
     precision: Literal["auto", "bf16", "fp16", "tf32", "fp32"] | None = None
     """auto: bf16, or fp16 where the hardware has no bf16 [the preset's]."""
-    tokens: int | None = None
+    tokens: Annotated[int | None, Ge(1)] = None
     """Tokens to train on [the preset's]."""
-    batch_tokens: int | None = None
-    """Tokens in one optimiser step [the preset's]."""
-    mfu: float = 0.4
-    """Part of the peak that is reached: 0.37 was published for build-nanogpt, 0.60 for llm.c, both 124M on A100."""
-    price_per_gpu_hour: float = 1.5
+    batch_tokens: Annotated[int | None, Ge(1)] = None
+    """Tokens per optimiser step [the preset's]."""
+    mfu: Annotated[float, Gt(0), Le(1)] = 0.4
+    """Fraction of the peak that is reached: 0.37 was published for build-nanogpt, 0.60 for llm.c, both 124M on A100."""
+    price_per_gpu_hour: Annotated[float, Ge(0)] = 1.5
     """US$."""
-    node_gb_per_s: float = 200.0
-    """GB/s that a GPU sends to another of its machine: 200 for NVLink, 20 for PCIe 4."""
-    network_gb_per_s: float = 25.0
+    node_gb_per_s: Annotated[float, Gt(0)] = 200.0
+    """GB/s that a GPU sends to another one in its machine: 200 for NVLink, 20 for PCIe 4."""
+    network_gb_per_s: Annotated[float, Gt(0)] = 25.0
     """GB/s that a machine sends to another: 25 for one 200 Gbit/s InfiniBand port."""
 
 
+@dataclass(frozen=True)
+class Plan:
+    """A run on known hardware. Recomputed FLOPs count as work in `options.mfu`."""
+
+    options: Options
+    config: GPTConfig
+    setup: Setup
+    steps: int
+    batch_tokens: int
+
+    @property
+    def hardware(self) -> Hardware:
+        """The kind of GPU."""
+        return HARDWARE[self.options.hardware]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the whole run."""
+        return self.steps * self.batch_tokens
+
+    @property
+    def sequences(self) -> int:
+        """Sequences of one process per optimiser step."""
+        return self.batch_tokens // self.config.block_size // self.setup.gpus
+
+    @property
+    def budget(self) -> float:
+        """Bytes of a GPU that a run may fill."""
+        return (1 - SPARE_MEMORY) * self.hardware.memory_gib * GIB
+
+    @property
+    def step_seconds(self) -> float:
+        """Seconds per optimiser step, with all communication hidden behind computation."""
+        flops = flops_per_token(self.config) + recompute_flops_per_token(self.config, self.setup.recompute)
+        peak = self.hardware.peak(self.setup.precision) or math.nan
+        return flops * self.batch_tokens / (self.setup.gpus * peak * self.options.mfu)
+
+    def vary(self, **changes: int | str) -> "Plan":
+        """The same run with another setup and the largest micro-batch that fits, or 0 if not one sequence fits."""
+        other = replace(self, setup=replace(self.setup, **changes))  # type: ignore[arg-type]
+        return replace(other, setup=fit(self.config, other.setup, other.sequences, self.budget))
+
+
 def make_plan(options: Options) -> Plan:
-    """The plan for these options, with the micro-batch found. Raises UserError for what is unknown or doesn't fit."""
-    for flag in ("gpus", "micro_batch", "tokens", "batch_tokens", "mfu", "node_gb_per_s", "network_gb_per_s"):
-        value, high = getattr(options, flag), 1.0 if flag == "mfu" else math.inf
-        if value is not None and not 0 < value <= high:
-            raise UserError(f"--{flag.replace('_', '-')} {value} is out of range; give more than 0, up to {high:g}")
-    if not 0 <= options.price_per_gpu_hour < math.inf:
-        raise UserError(f"--price-per-gpu-hour {options.price_per_gpu_hour} is out of range; give 0 or more")
+    """The plan for these options. Raises UserError, with what is possible, for what is unknown or does not fit."""
+    check_ranges(options)
     if options.hardware not in HARDWARE:
         raise UserError(f"unknown hardware {options.hardware!r}; known: {', '.join(HARDWARE)}")
-    run, config = _find_run(options.name)
-    hardware, gpus = HARDWARE[options.hardware], options.gpus
-    batch = options.batch_tokens or run.data.batch_tokens
-    steps = math.ceil(options.tokens / batch) if options.tokens else run.schedule.steps
-    unit = gpus * config.block_size
+    run, config = _find_run(options)
+    batch, unit = run.data.batch_tokens, options.gpus * config.block_size
     if batch % unit:
         nearest = max(1, round(batch / unit)) * unit
         raise UserError(
-            f"a step of {batch:,} tokens does not divide into sequences of {config.block_size} on {gpus} GPU(s); "
-            f"the nearest that does is --batch-tokens {nearest}"
+            f"{batch:,} tokens per step do not divide into sequences of {config.block_size} on {options.gpus} GPU(s); "
+            f"the nearest number that does is --batch-tokens {nearest}"
         )
-    precision = options.precision or run.system.precision
-    if precision == "auto":
-        precision = "bf16" if hardware.bf16 else "fp16"
-    if hardware.peak(precision) is None:
-        raise UserError(f"{options.hardware} has no {precision}; give --precision fp16 or fp32")
-    zero = run.system.zero if options.zero is None else options.zero
-    compiled = run.system.compile == "on" or (
-        run.system.compile == "auto" and flops_per_token(config) * batch * steps > 1e16
-    )
-    setup = Setup(
-        *(gpus, zero, options.recompute or run.system.recompute),
-        precision=precision,
-        compiled=compiled,
-        weights=run.system.weights,
-        muon=run.optim.kind == "muon",
-    )
-    return _fitted(Plan(config, setup, hardware, steps, batch, options.mfu), options)
-
-
-def _find_run(name: str) -> tuple[Run, GPTConfig]:
-    """The preset of that name, or the default one with a model of that name."""
-    default = next(iter(PRESETS.values()))[1]
-    run = resolve(PRESETS[name][1]) if name in PRESETS else replace(default, model=replace(default.model, init=name))
-    try:
-        return run, make_config(run.model, run.parts)
-    except ValueError as error:
-        raise UserError(f"{error}; presets: {', '.join(PRESETS)}") from None
-
-
-def _fitted(plan: Plan, options: Options) -> Plan:
-    """The plan with the micro-batch asked for, or the largest that fits. Raises UserError, with what would fit."""
-    best, wanted = plan.vary(), options.micro_batch
-    if wanted and plan.sequences % wanted:
-        divisor = next(d for d in range(min(wanted, plan.sequences), 0, -1) if plan.sequences % d == 0)
+    plan = Plan(options, config, _choose_setup(run, config, options), run.schedule.steps, batch)
+    size = options.micro_batch or plan.vary().setup.micro_batch or 1
+    if plan.sequences % size:
+        divisor = next(d for d in range(min(size, plan.sequences), 0, -1) if plan.sequences % d == 0)
         raise UserError(
-            f"--micro-batch {wanted} does not divide the {plan.sequences} sequences of a GPU's step; "
+            f"--micro-batch {size} does not divide the {plan.sequences} sequences of a GPU per step; "
             f"give --micro-batch {divisor}"
         )
-    asked = plan.with_micro_batch(wanted or best.setup.micro_batch or 1)
-    needed = memory(asked.config, asked.setup).total
-    if needed <= plan.budget:
-        return asked
-    raise UserError(
-        f"a micro-batch of {asked.setup.micro_batch} needs {needed / GIB:.1f} GiB with ZeRO {plan.setup.stage} and "
-        f"recompute {plan.setup.recompute}, more than the {plan.budget / GIB:.1f} of {options.hardware}'s "
-        f"{plan.hardware.memory_gib:g} GiB that a run may fill; {_what_fits(best, options.hardware)}"
+    plan = replace(plan, setup=replace(plan.setup, micro_batch=size, micro_steps=plan.sequences // size))
+    needed = memory(config, plan.setup).total
+    if needed > plan.budget:
+        raise UserError(
+            f"a micro-batch of {size} needs {needed / GIB:.1f} GiB with ZeRO {plan.setup.stage} and recompute "
+            f"{plan.setup.recompute}, more than the {plan.budget / GIB:.1f} of {options.hardware}'s "
+            f"{plan.hardware.memory_gib:g} GiB that a run may fill; {_advice(plan)}"
+        )
+    return plan
+
+
+def _find_run(options: Options) -> tuple[Run, GPTConfig]:
+    """The preset of that name, or the default preset with a model of that name; with the tokens asked for."""
+    name, default = options.name, next(iter(PRESETS.values()))[1]
+    run = resolve(PRESETS[name][1]) if name in PRESETS else replace(default, model=replace(default.model, init=name))
+    try:
+        config = make_config(run.model, run.parts)
+    except ValueError as error:
+        raise UserError(f"{error}; presets: {', '.join(PRESETS)}") from None
+    batch = options.batch_tokens or run.data.batch_tokens
+    steps = math.ceil(options.tokens / batch) if options.tokens else run.schedule.steps
+    data, schedule = replace(run.data, batch_tokens=batch), replace(run.schedule, steps=steps)
+    return replace(run, data=data, schedule=schedule), config
+
+
+def _choose_setup(run: Run, config: GPTConfig, options: Options) -> Setup:
+    """The setup of a run on this hardware, with one sequence per micro-batch."""
+    hardware, system = HARDWARE[options.hardware], run.system
+    precision = options.precision or system.precision
+    if precision == "auto":
+        precision = "bf16" if hardware.peak("bf16") else "fp16"
+    if hardware.peak(precision) is None:
+        raise UserError(f"{options.hardware} has no {precision}; give --precision fp16 or fp32")
+    return Setup(
+        gpus=options.gpus,
+        zero=system.zero if options.zero is None else options.zero,
+        recompute=options.recompute or system.recompute,
+        precision=precision,
+        compiled=system.compile == "on" or (system.compile == "auto" and run_flops(run, config) > 1e16),
+        weights=system.weights,
+        muon=run.optim.kind == "muon",
     )
 
 
-def _what_fits(best: Plan, hardware: str) -> str:
-    """The flags with which at least one sequence would fit, least change first."""
-    if best.setup.micro_batch:
-        return f"give --micro-batch {best.setup.micro_batch}"
-    stages = range(best.setup.stage, 4 if best.setup.gpus > 1 else 1)
-    for recompute, zero in itertools.product(RECOMPUTE[RECOMPUTE.index(best.setup.recompute) :], stages):
-        if best.vary(recompute=recompute, zero=zero).setup.micro_batch:
-            return f"give --zero {zero} --recompute {recompute}"
-    gpus = [
-        n for n in (8, 16, 32, 64, 128) if n > best.setup.gpus and best.batch_tokens % (n * best.config.block_size) == 0
-    ]
-    others = [
-        n for n, h in HARDWARE.items() if h.peak(best.setup.precision) and h.memory_gib > best.hardware.memory_gib
-    ]
-    others.sort(key=lambda name: HARDWARE[name].memory_gib)
-    for name, n in [*((hardware, n) for n in gpus), *itertools.product(others, [best.setup.gpus, *gpus])]:
-        if replace(best, hardware=HARDWARE[name]).vary(gpus=n, zero=3, recompute="block").setup.micro_batch:
-            return f"give --hardware {name} --gpus {n} --zero 3 --recompute block"
+def _advice(plan: Plan) -> str:
+    """The flags with which a plan that does not fit would fit: as it is, with more GPUs, or on larger GPUs."""
+    setup = plan.setup
+    if fitting := least_change(plan.config, setup, plan.sequences, plan.budget):
+        return f"give {flags(setup, fitting)}"
+    unit = plan.config.block_size
+    more = [n for n in (8, 16, 32, 64, 128) if n > setup.gpus and plan.batch_tokens % (n * unit) == 0]
+    larger = [k for k, h in HARDWARE.items() if h.peak(setup.precision) and h.memory_gib > plan.hardware.memory_gib]
+    larger.sort(key=lambda name: HARDWARE[name].memory_gib)
+    own = plan.options.hardware
+    for name, gpus in [*itertools.product([own], more), *itertools.product(larger, [setup.gpus, *more])]:
+        other = replace(plan, options=replace(plan.options, hardware=name))
+        fitting = other.vary(gpus=gpus, zero=3, recompute="block").setup
+        if fitting.micro_batch:
+            return f"give --hardware {name} {flags(setup, fitting)}"
     return "choose a smaller model"
 
 
 # ---- as text ----
 
 
-def report(plan: Plan, options: Options) -> str:
+def report(plan: Plan) -> str:
     """The plan as lines of at most 100 columns."""
-    parts = [_summary(plan, options), _stages(plan), _levels(plan), _sent(plan, options)]
-    return "\n\n".join("\n".join(part) for part in parts)
+    return "\n\n".join("\n".join(lines) for lines in (_summary(plan), _stages(plan), _levels(plan), _sent(plan)))
 
 
-def _summary(plan: Plan, options: Options) -> list[str]:
-    """What is computed, for how long, for how much."""
-    config, setup, price = plan.config, plan.setup, options.price_per_gpu_hour
+def _summary(plan: Plan) -> list[str]:
+    """What is computed, for how long, and for how much."""
+    options, config, setup = plan.options, plan.config, plan.setup
     counts, work = parameters(config), flops_per_token(config)
     parts = [f"{name} {n / 1e6:.{1 if n > 1e6 else 2}f} M" for name, n in counts.items()]
-    rows = f"{config.padded_vocab_size:,} rows in the token table for {config.vocab_size:,}"
-    checkpoint = memory(config, replace(setup, gpus=1))  # of which it holds weights and the optimiser's state
+    rows = f"{config.padded_vocab_size:,} rows in the token embedding for {config.vocab_size:,}"
+    whole = memory(config, replace(setup, gpus=1))  # a checkpoint holds all weights and the optimiser's whole state
     gpu_hours = plan.steps * plan.step_seconds / 3600 * setup.gpus
     peak = (plan.hardware.peak(setup.precision) or math.nan) / 1e12
     return [
         f"{options.name} on {setup.gpus} × {options.hardware}: ZeRO {setup.stage}, recompute {setup.recompute}, "
         f"{setup.precision}, {'' if setup.compiled else 'not '}compiled",
         f"parameters  {published_parameters(config):,} ({sum(counts.values()):,} with {rows})",
-        *(" " * 12 + ", ".join(parts[i : i + 5]) for i in range(0, len(parts), 5)),
-        f"work        {work / 1e9:.3f} GFLOP a token × {plan.tokens:,} tokens = {work * plan.tokens:.2e} FLOPs",
+        *(" " * 12 + ", ".join(parts[i : i + 4]) for i in range(0, len(parts), 4)),
+        f"work        {work / 1e9:.3f} GFLOP per token × {plan.tokens:,} tokens = {work * plan.tokens:.2e} FLOPs",
         f"steps       {plan.steps:,} of {plan.batch_tokens:,} tokens = {setup.gpus} GPUs "
         f"× {setup.micro_steps} micro-steps × {setup.micro_batch} sequences × {config.block_size}",
-        f"time        {_short(gpu_hours / setup.gpus)} h: {_short(plan.step_seconds * 1e3)} ms a step, "
-        f"{plan.batch_tokens / plan.step_seconds:,.0f} tokens/s, at {plan.mfu:.0%} of {peak:g} TFLOP/s a GPU",
-        f"cost        {_short(gpu_hours)} GPU-hours, {_short(gpu_hours * price)} US$ at {price:g} a GPU-hour",
+        f"time        {_short(gpu_hours / setup.gpus)} h: {_short(plan.step_seconds * 1e3)} ms per step, "
+        f"{plan.batch_tokens / plan.step_seconds:,.0f} tokens/s, at {options.mfu:.0%} of {peak:g} TFLOP/s per GPU",
+        f"cost        {_short(gpu_hours)} GPU-hours, {_short(gpu_hours * options.price_per_gpu_hour)} US$ "
+        f"at {options.price_per_gpu_hour:g} per GPU-hour",
         f"disk        {_short(2 * plan.tokens / 1e9)} GB of tokens, "
-        f"{_short((checkpoint.weights + checkpoint.optimizer) / 1e9)} GB a checkpoint",
+        f"{_short((whole.weights + whole.optimizer) / 1e9)} GB per checkpoint",
     ]
 
 
 def _stages(plan: Plan) -> list[str]:
-    """A row a ZeRO stage: memory by part at the plan's micro-batch, and the micro-batch that would fit."""
+    """A row per ZeRO stage: memory by part at the plan's micro-batch, and the micro-batch that would fit."""
     rows = [
         ["ZeRO", "weights", "gradients", "optimiser", "16-bit", "activations", "working", "buffers", "total", "largest"]
     ]
     for stage in range(4 if plan.setup.gpus > 1 else 1):
         needed = memory(plan.config, replace(plan.setup, zero=stage))
         cells = [f"{value / GIB:.2f}" for value in (*vars(needed).values(), needed.total)]
-        chosen = "→ " if stage == plan.setup.stage else ""
-        rows.append([f"{chosen}{stage}", *cells, str(plan.vary(zero=stage).setup.micro_batch or "none")])
+        rows.append([str(stage), *cells, str(plan.vary(zero=stage).setup.micro_batch or "none")])
     return [
-        f"memory in GiB of a GPU, at micro-batch {plan.setup.micro_batch}; {plan.budget / GIB:.1f} may be filled",
-        *_table(rows),
+        f"memory per GPU in GiB, at micro-batch {plan.setup.micro_batch}; {plan.budget / GIB:.1f} may be filled",
+        *_table(rows, str(plan.setup.stage)),
         "16-bit: autocast's copies of the matrices; working: logits with their gradient, or the backward of",
         "one layer; buffers: gradients, weights on their way; largest: the largest micro-batch that fits",
     ]
 
 
 def _levels(plan: Plan) -> list[str]:
-    """A row a level of recomputation."""
+    """A row per level of recomputation."""
     rows = [["recompute", "activations", "total", "largest", "work", "hours"]]
     for level in RECOMPUTE:
-        needed = memory(plan.config, replace(plan.setup, recompute=level))
-        other = plan.vary(recompute=level)
+        needed, other = memory(plan.config, replace(plan.setup, recompute=level)), plan.vary(recompute=level)
+        cells = [f"{value / GIB:.2f}" for value in (needed.activations, needed.total)]
         work = 1 + recompute_flops_per_token(plan.config, level) / flops_per_token(plan.config)
-        memories = [f"{needed.activations / GIB:.2f}", f"{needed.total / GIB:.2f}"]
         hours = _short(plan.steps * other.step_seconds / 3600)
-        chosen = "→ " if level == plan.setup.recompute else ""
-        rows.append([chosen + level, *memories, str(other.setup.micro_batch or "none"), f"× {work:.2f}", hours])
-    return [f"the same by what backward computes again, ZeRO {plan.setup.stage}", *_table(rows)]
+        rows.append([level, *cells, str(other.setup.micro_batch or "none"), f"× {work:.2f}", hours])
+    title = f"memory and time by what backward computes again, ZeRO {plan.setup.stage}"
+    return [title, *_table(rows, plan.setup.recompute)]
 
 
-def _sent(plan: Plan, options: Options) -> list[str]:
-    """A row a ZeRO stage: what a GPU sends in a step, and the time of it."""
+def _sent(plan: Plan) -> list[str]:
+    """A row per ZeRO stage: what a GPU sends per step, and how long that takes."""
     if plan.setup.gpus == 1:
         return ["one GPU: nothing is sent"]
-    rates = (options.node_gb_per_s, options.network_gb_per_s)
-    places = [
-        f"{place}, {rate:g} GB/s" for place, rate in zip(("in a machine", "between machines"), rates, strict=True)
-    ]
-    rows = [["ZeRO", "GB", *places]]
+    node, network = plan.options.node_gb_per_s, plan.options.network_gb_per_s
+    rows = [["ZeRO", "GB", f"in a machine, {node:g} GB/s", f"between machines, {network:g} GB/s"]]
     for stage in range(4):
         sent = bytes_sent(plan.config, replace(plan.setup, zero=stage)) / 1e9
-        chosen = "→ " if stage == plan.setup.stage else ""
-        rows.append([f"{chosen}{stage}", f"{sent:.2f}", *(f"{_short(sent / rate * 1e3)} ms" for rate in rates)])
-    step = f"a step of {_short(plan.step_seconds * 1e3)} ms of computing"
-    return [f"sent by a GPU in {step}, which hides part of it", *_table(rows)]
+        rows.append([str(stage), f"{sent:.2f}", *(f"{_short(sent / rate * 1e3)} ms" for rate in (node, network))])
+    title = f"sent per GPU and step; {_short(plan.step_seconds * 1e3)} ms of computation hide part of it"
+    return [title, *_table(rows, str(plan.setup.stage))]
 
 
-def _table(rows: list[list[str]]) -> list[str]:
-    """Rows of cells as lines, columns aligned on the right."""
+def _table(rows: list[list[str]], chosen: str) -> list[str]:
+    """Rows of cells as lines, aligned on the right, with an arrow before the row that begins with `chosen`."""
+    rows = [["→ " + row[0] if row[0] == chosen else row[0], *row[1:]] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["   ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
 
@@ -285,4 +274,4 @@ def _short(value: float) -> str:
 
 def main(options: Options) -> None:
     """Print the plan. Raises UserError for what is unknown, out of range, or does not fit."""
-    print(report(make_plan(options), options))
+    print(report(make_plan(options)))
