@@ -16,17 +16,8 @@ from gpt2.model import GPT, GPTConfig
 from gpt2.modern.model import Modern, ModernConfig
 from gpt2.modern.parts import Parts
 
-# depth → (n_embd, n_head): the names dN. 12, 24, 36 and 48 are the four published sizes
-DEPTHS = {
-    6: (384, 6),
-    12: (768, 12),
-    24: (1024, 16),
-    36: (1280, 20),
-    48: (1600, 25),
-    60: (1920, 30),
-    72: (2880, 30),
-    84: (3456, 36),
-}
+# depth → n_embd: the names dN. d12, d24, d36 and d48 are the four published sizes. Heads are 64 wide, and 96 from d72 on
+DEPTHS = {6: 384, 12: 768, 24: 1024, 36: 1280, 48: 1600, 60: 1920, 72: 2880, 84: 3456}
 # n_embd → (n_layer, width of a head): the names gpt3:cN (Brown et al., arXiv 2005.14165, table 2.1)
 GPT3_WIDTHS = {
     384: (6, 64),
@@ -47,7 +38,10 @@ def named_config(name: str, **overrides: int) -> GPTConfig:
 
     Raises ValueError for an unknown name. GPT-3's models have 2,048 positions.
     """
-    known = {f"d{depth}": GPTConfig(n_layer=depth, n_embd=C, n_head=heads) for depth, (C, heads) in DEPTHS.items()}
+    known = {
+        f"d{depth}": GPTConfig(n_layer=depth, n_embd=C, n_head=C // (96 if depth >= 72 else 64))
+        for depth, C in DEPTHS.items()
+    }
     known |= {published: known[depth] for published, depth in OPENAI.items()}
     known |= {
         f"gpt3:c{C}": GPTConfig(block_size=2048, n_layer=depth, n_embd=C, n_head=C // width)

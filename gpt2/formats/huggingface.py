@@ -97,13 +97,11 @@ def download(name: str) -> Path:
 
 
 def _published_config(config: GPTConfig) -> dict[str, Any]:
-    end_of_text = config.vocab_size - 1
     return {
         **ARCHITECTURE,
         **{theirs: getattr(config, ours) for ours, theirs in SIZES.items()},
         "architectures": ["GPT2LMHeadModel"],
-        "bos_token_id": end_of_text,
-        "eos_token_id": end_of_text,
+        **dict.fromkeys(("bos_token_id", "eos_token_id"), config.vocab_size - 1),  # end of text
         **dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0),
     }
 
