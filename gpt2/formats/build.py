@@ -16,7 +16,7 @@ from gpt2.model import GPT, GPTConfig
 from gpt2.modern.model import Modern, ModernConfig
 from gpt2.modern.parts import Parts
 
-# depth → n_embd: the names dN. d12, d24, d36 and d48 are the four published sizes. Heads are 64 wide, and 96 from d72 on
+# depth → n_embd: the names dN. 12, 24, 36 and 48 are the four published sizes. Heads are 64 wide, from d72 on 96
 DEPTHS = {6: 384, 12: 768, 24: 1024, 36: 1280, 48: 1600, 60: 1920, 72: 2880, 84: 3456}
 # n_embd → (n_layer, width of a head): the names gpt3:cN (Brown et al., arXiv 2005.14165, table 2.1)
 GPT3_WIDTHS = {

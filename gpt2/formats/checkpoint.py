@@ -119,7 +119,9 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {f"model.{name}": p.detach() for name, p in model.named_parameters()}
 
 
-def load_tensors(path: Path, tensors: dict[str, Tensor], optional: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+def load_tensors(
+    path: Path, tensors: dict[str, Tensor], optional: dict[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """Fill `tensors`, and those of `optional` that the checkpoint holds, in place; return the latter.
 
     Each process reads what it holds, in whatever way the tensors were divided when they were saved. Raises UserError

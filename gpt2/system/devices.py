@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from gpt2.system.errors import UserError
-from gpt2.system.machine import free_memory
+from gpt2.system.machine import free_memory, processes_here
 
 
 def choose_device(wanted: str = "auto", world_size: int = 1) -> torch.device:
@@ -30,22 +30,16 @@ def choose_device(wanted: str = "auto", world_size: int = 1) -> torch.device:
 def choose_precision(device: torch.device, wanted: str = "auto") -> str:
     """`bf16`, `fp16`, `tf32` or `fp32`: the wanted one, or the fastest that the hardware has and training survives.
 
-    bf16 on CUDA from Ampere on, and on CPUs with instructions for it; fp16 (with a gradient scaler) on older CUDA;
-    elsewhere fp32.
+    The fastest is bf16 on CUDA from Ampere on, and on CPUs with instructions for it (AMX, AVX-512); fp16 with a
+    gradient scaler on older CUDA; fp32 elsewhere.
     """
     if wanted != "auto":
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if has_bf16_instructions(device) else "fp32"
-
-
-def has_bf16_instructions(device: torch.device) -> bool:
-    """Whether a CPU has instructions for products in bf16: AMX, or those of AVX-512.
-
-    With those of AVX-512, a training step of the demo took 0.58 of its time in fp32 (compiled, AMD EPYC).
-    """
-    return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+    # with AVX-512 for bf16, a training step of the demo took 0.58 of its time in fp32 (compiled, AMD EPYC)
+    has_bf16 = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return "bf16" if device.type == "cpu" and has_bf16 else "fp32"
 
 
 def set_matmul_precision(precision: str) -> None:
@@ -90,4 +84,4 @@ def free_device_memory(device: torch.device) -> float:
     """Bytes that this process can take on its device; on a CPU, its share of the machine's free memory."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return free_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return free_memory() / processes_here()

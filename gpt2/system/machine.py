@@ -16,6 +16,11 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def processes_here() -> int:
+    """Processes of this run on this machine: as many as torchrun started here, or one."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def free_memory() -> float:
     """Bytes of main memory that this process can take without swapping, within the limit of its container."""
     free = float(psutil.virtual_memory().available)

@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 
-from gpt2.config.run import Run, to_json
+from gpt2.config.run import Run
 from gpt2.data.loader import Sequences, TokenLoader
 from gpt2.data.shards import find_shards
 from gpt2.evaluation.hellaswag import Item, load_items
 from gpt2.formats.build import build, make_config, trained_config
+from gpt2.formats.checkpoint import ResumePoint
 from gpt2.formats.load import from_pretrained, is_pretrained, pretrained_config
 from gpt2.logs.trackers import check_trackers, open_trackers
 from gpt2.logs.writer import RunLog, Tracker
@@ -30,7 +31,6 @@ from gpt2.planning.gpus import peak_flops
 from gpt2.system.errors import UserError
 from gpt2.system.processes import Processes
 from gpt2.training.execution import Execution
-from gpt2.training.run_folder import ResumePoint
 from gpt2.training.telemetry import describe_machine
 
 
@@ -112,17 +112,14 @@ def make_model(run: Run, config: GPTConfig, device: torch.device) -> GPT | Moder
 def open_log(
     run: Run, resume: ResumePoint, model: GPT | Modern, execution: Execution, processes: Processes
 ) -> tuple[RunLog, float]:
-    """The log, with its header and trackers; and the seconds of a step at the devices' peak, which MFU compares with.
+    """The log, with its header and trackers; and the seconds of a step at the devices' peak FLOPS, for the MFU.
 
-    The first process alone writes.
+    Only the first process writes.
     """
     peak, source = peak_flops(processes.device, execution.precision)
-    batch, steps, flops = (
-        run.data.batch_tokens,
-        run.schedule.steps,
-        run_flops(run, trained_config(run.model, model.config)),
-    )
-    settings, folder = json.loads(to_json(run)), Path(run.log.folder)
+    batch, steps = run.data.batch_tokens, run.schedule.steps
+    flops = run_flops(run, trained_config(run.model, model.config))
+    settings, folder = dataclasses.asdict(run), Path(run.log.folder)
     lines = {
         "command": shlex.join(["train_gpt2.py", *sys.argv[1:]]),
         **describe_machine(processes),
@@ -134,7 +131,7 @@ def open_log(
     }
     if resume.path is not None:
         lines["resumed"] = f"at step {resume.step}, from {resume.path}"
-    lines |= {f"note {i}": note for i, note in enumerate(resume.notes, 1)}
+    lines |= {f"note {i}": f"{sentence}; it is not used" for i, sentence in enumerate(resume.damaged, 1)}
     trackers: list[Tracker] = []
     if processes.is_first:
         trackers, notes = open_trackers(folder, run.log.tensorboard, run.log.wandb, settings, resume.step)
