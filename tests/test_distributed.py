@@ -109,7 +109,7 @@ def test_the_tools_are_a_compiler_and_pythons_headers(monkeypatch, tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
 def test_freed_memory_is_kept_for_the_next_step(tmp_path):
-    """64 MB taken for the second time cost page faults only where the first were given back."""
+    """64 MB taken for the second time cost page faults only where the first were given back: 32, if pages have 2 MB."""
     script = tmp_path / "script.py"
     script.write_text(
         "import resource, sys\n"
@@ -123,7 +123,7 @@ def test_freed_memory_is_kept_for_the_next_step(tmp_path):
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
     )
     kept, returned = (int(run_python(script, word).stdout) for word in ("keep", "return"))
-    assert kept * 10 < returned, (kept, returned)
+    assert kept * 4 < returned, (kept, returned)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

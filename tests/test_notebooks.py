@@ -149,7 +149,7 @@ NEEDS_NONE = {
     "keeps a run folder whole, which is proved by killing runs in the tests": (
         *("training.distributed.full_model", "logs.writer.truncate_log", "training.run_folder.export_model"),
         *("training.evaluation.Evaluation", "formats.checkpoint.read_record"),
-        "formats.checkpoint.remove_checkpoint",
+        *("formats.checkpoint.remove_checkpoint", "formats.checkpoint.complete_checkpoint"),
     ),
     "reads the logs of other projects, one row each": ("logs.formats.rows_of", "logs.writer.Measured"),
     "hands numbers to other people's services and tools": (

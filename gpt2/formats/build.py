@@ -57,7 +57,7 @@ def make_config(model: Model, parts: Parts) -> GPTConfig:
     sizes = {k: v for k, v in dataclasses.asdict(model).items() if k != "init" and v is not None}
     if parts == Parts():
         return named_config(model.init, **sizes)
-    # not named_config(…, **sizes): with parts, a width that the heads do not divide may be meant
+    # not named_config(…, **sizes): a GPTConfig would refuse a width that n_head does not divide; Parts has head_size
     return ModernConfig(**{**vars(named_config(model.init)), **sizes}, parts=parts)
 
 
@@ -75,7 +75,7 @@ def build(config: GPTConfig) -> GPT | Modern:
 
 
 def build_from_tensors(config: GPTConfig, tensors: Mapping[str, Tensor]) -> GPT | Modern:
-    """The model of a configuration, with these weights in fp32. Tables by token may have any number of padding rows."""
+    """The model of a configuration, with these weights in fp32, whatever padding rows embedding and head have."""
     weights = {name: tensor.float() for name, tensor in tensors.items()}
     for name in PADDED:
         if name in weights:
@@ -88,5 +88,5 @@ def build_from_tensors(config: GPTConfig, tensors: Mapping[str, Tensor]) -> GPT 
 
 
 def trained_config(model: Model, config: GPTConfig) -> GPTConfig:
-    """The configuration as it is trained: on sequences that may be shorter than the model's longest."""
+    """The configuration with the block size of training, which may be smaller than the model's."""
     return dataclasses.replace(config, block_size=model.block_size or config.block_size)

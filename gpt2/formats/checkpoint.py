@@ -1,4 +1,4 @@
-"""The checkpoints of a run folder: found, checked and read. `gpt2/training/checkpoint.py` writes them.
+"""The checkpoints of a run folder: named, found, checked and read. `gpt2/training/checkpoint.py` writes their tensors.
 
     step_000250/process_000.safetensors …   one file per process: its part of the weights and of the optimiser's state
     step_000250/state.json                  the record: step, place in the data, settings, checksum of every file
@@ -7,6 +7,7 @@ The files have the sharded safetensors layout of torch.distributed.checkpoint, w
 processes. Nothing in them can run code. Built in notebook 12.
 """
 
+import dataclasses
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from gpt2.formats.build import build, config_from_json
 from gpt2.model import GPT, GPTConfig
 from gpt2.modern.model import Modern
 from gpt2.system.errors import UserError
+from gpt2.system.files import sync_folder, write_atomically
 
 RECORD = "state.json"
 BLOCK = 2**20  # bytes that are summed at a time: they fit into a processor's cache
@@ -79,6 +81,22 @@ def remove_checkpoint(path: Path) -> None:
     shutil.rmtree(renamed)
 
 
+def complete_checkpoint(temporary: Path, record: Record, keep: int, keep_every: int) -> None:
+    """Write the record beside the tensors in `step_….tmp`, then give the folder its final name. Raises OSError.
+
+    Of the older checkpoints only the newest `keep - 1` remain, and those whose step `keep_every` divides (0: none).
+    """
+    write_atomically(temporary / RECORD, json.dumps(dataclasses.asdict(record), indent=2).encode() + b"\n")
+    final = temporary.with_suffix("")
+    if final.exists():  # a damaged one, from which the run did not resume
+        remove_checkpoint(final)
+    os.rename(temporary, final)
+    sync_folder(final.parent)
+    for old in list_checkpoints(final.parent)[keep:]:
+        if not (keep_every and step_of(old) % keep_every == 0):
+            remove_checkpoint(old)
+
+
 def read_record(path: Path) -> Record:
     """The record of a checkpoint, after every file was compared with its checksum. Raises UserError for any damage."""
     try:
@@ -103,12 +121,12 @@ def checksum(path: Path) -> dict[str, int]:
     return {"bytes": path.stat().st_size, "crc32": crc}
 
 
-def newest_intact(folder: Path) -> ResumePoint:
-    """The newest checkpoint of a run folder whose files are all as they were written."""
+def newest_intact(path: Path) -> ResumePoint:
+    """The newest checkpoint of a run folder, or the one that `path` is, whose files are all as they were written."""
     damaged: list[str] = []
-    for path in list_checkpoints(folder):
+    for each in [path] if (path / RECORD).exists() else list_checkpoints(path):
         try:
-            return ResumePoint(path, read_record(path), damaged)
+            return ResumePoint(each, read_record(each), damaged)
         except UserError as error:
             damaged.append(str(error))
     return ResumePoint(damaged=damaged)

@@ -1,6 +1,6 @@
-"""The processes of a run, which torchrun starts: who this one is, and what it agrees on with the others.
+"""The processes of a run, which torchrun starts: the rank and device of this one, and reductions over all of them.
 
-Everything works alike in a single process and in many.
+Every function works in one process and in many.
 """
 
 import contextlib
@@ -53,14 +53,13 @@ class Processes:
         if self.world_size == 1:
             return value
         values = [value]
-        dist.broadcast_object_list(values, device=self.device if self.device.type == "cuda" else None)
+        dist.broadcast_object_list(values)
         return values[0]
 
     def _reduce(self, values: tuple[float | Tensor, ...], operation: dist.ReduceOp.RedOpType) -> list[float]:
         if self.world_size == 1:
             return [float(value) for value in values]
-        device = self.device if self.device.type == "cuda" else torch.device("cpu")
-        together = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device) for v in values])
+        together = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=self.device) for v in values])
         dist.all_reduce(together, operation)
         return together.tolist()
 
@@ -99,7 +98,7 @@ def process_group(wanted: str = "auto") -> Iterator[Processes]:
     finally:
         if world_size > 1:
             # A group ends its threads when nothing refers to it. One that lives on in the reference cycles of a wrapped
-            # model may still be at work while Python shuts down, and abort a process that has done everything right.
+            # model may still be at work while Python shuts down, and abort a process that has succeeded.
             gc.collect()
             dist.destroy_process_group()
 

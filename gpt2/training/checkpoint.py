@@ -23,24 +23,13 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from gpt2.data.loader import TokenLoader
-from gpt2.formats.checkpoint import (
-    RECORD,
-    Record,
-    ResumePoint,
-    checksum,
-    list_checkpoints,
-    load_tensors,
-    model_tensors,
-    remove_checkpoint,
-    step_of,
-)
+from gpt2.formats.checkpoint import Record, ResumePoint, checksum, complete_checkpoint, load_tensors, model_tensors
 from gpt2.model import GPT
 from gpt2.modern.model import Modern
 from gpt2.optim.optimizer import AdamWAndMuon
 from gpt2.optim.outliers import OutlierDetector
 from gpt2.system.devices import synchronize
-from gpt2.system.files import sync_folder, write_atomically
-from gpt2.system.processes import Processes, balance
+from gpt2.system.processes import Processes
 
 Part = tuple[Tensor, list[int]]  # what one process holds of a tensor, and where in the whole tensor it begins
 
@@ -168,14 +157,12 @@ class Checkpoints:
     def _parts(self, tensors: dict[str, Tensor]) -> dict[str, Part]:
         """What this process saves: what it alone has, and a fair share of what all processes have."""
         parts: dict[str, Part] = {name: (state, [0]) for name, state in random_states(self.processes).items()}
-        # Muon's momentum of a matrix lies with the owner of the matrix; everything else that is whole lies with all
-        common = [
-            name
-            for name, tensor in tensors.items()
-            if not isinstance(tensor, DTensor) and not name.startswith("optimizer.momentum.")
-        ]
-        savers = balance([tensors[name].numel() for name in common], self.processes.world_size)
-        others = {name for name, saver in zip(common, savers, strict=True) if saver != self.processes.rank}
+        # only the owner of a matrix has its momentum (Muon); all processes have every other whole tensor
+        whole = [name for name, tensor in tensors.items() if not isinstance(tensor, DTensor)]
+        common = [name for name in whole if not name.startswith("optimizer.momentum.")]
+        common.sort(key=lambda name: tensors[name].numel())
+        mine = common[self.processes.rank :: self.processes.world_size]
+        others = set(common).difference(mine)
         for name, tensor in tensors.items():
             if not isinstance(tensor, DTensor):
                 if name not in others:
@@ -185,7 +172,7 @@ class Checkpoints:
         return parts
 
     def _write(self, parts: dict[str, Part], record: Record) -> None:
-        """In the thread: write this process's file. When all files are written, the first process seals them."""
+        """In the thread: write this process's file. When all files are written, the first completes the checkpoint."""
         temporary, rank = self.folder / f"step_{record.step:06d}.tmp", self.processes.rank
         written: dict[str, Any] | OSError
         try:
@@ -201,22 +188,10 @@ class Checkpoints:
                     raise each
             if self.processes.is_first:
                 files = {name: facts for each in everyone for name, facts in each.items()}
-                self._seal(temporary, dataclasses.replace(record, files=files))
+                complete_checkpoint(temporary, dataclasses.replace(record, files=files), self.keep, self.keep_every)
         except OSError:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-
-    def _seal(self, temporary: Path, record: Record) -> None:
-        """Write the record, give the folder its name, and remove checkpoints that need not be kept."""
-        write_atomically(temporary / RECORD, json.dumps(dataclasses.asdict(record), indent=2).encode() + b"\n")
-        final = temporary.with_suffix("")
-        if final.exists():  # a damaged one, from which the run did not resume
-            remove_checkpoint(final)
-        os.rename(temporary, final)
-        sync_folder(self.folder)
-        for old in list_checkpoints(self.folder)[self.keep :]:
-            if not (self.keep_every and step_of(old) % self.keep_every == 0):
-                remove_checkpoint(old)
 
 
 def _write_file(path: Path, parts: dict[str, Part]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from gpt2.system.processes import Processes
 
 @dataclass(frozen=True)
 class Execution:
-    """What depends on the machine."""
+    """The settings that depend on the machine."""
 
     precision: str
     compiled: bool
@@ -37,9 +37,9 @@ class Execution:
 
 
 def choose_execution(run: Run, model: GPT | Modern, processes: Processes) -> Execution:
-    """As the run asks for it, or as this machine does it fastest. Raises UserError where no micro-batch fits.
+    """What the run asks for, or what is fastest on this machine. All processes call this together.
 
-    All processes call this together.
+    Raises UserError where no micro-batch fits.
     """
     config, device, wanted = trained_config(run.model, model.config), processes.device, run.system
     precision = choose_precision(device, wanted.precision)
@@ -49,10 +49,10 @@ def choose_execution(run: Run, model: GPT | Modern, processes: Processes) -> Exe
     check_division(run.data.batch_tokens, config.block_size, 1, processes.world_size)
 
     def attempt(size: int) -> None:
-        """Forward and backward, beside as much memory as optimiser, buckets and logits will take."""
-        beside = 12 * model.num_params() // (processes.world_size if wanted.zero else 1)
-        beside += 4 * size * config.block_size * config.padded_vocab_size if compiled else 0
-        reserved = torch.empty(beside, dtype=torch.uint8, device=device)
+        """Forward and backward, while as much memory is reserved as optimiser, buckets and logits will take."""
+        others = 12 * model.num_params() // (processes.world_size if wanted.zero else 1)
+        others += 4 * size * config.block_size * config.padded_vocab_size if compiled else 0
+        reserved = torch.empty(others, dtype=torch.uint8, device=device)
         x = torch.zeros(size, config.block_size, dtype=torch.long, device=device)
         try:
             with autocast(device, precision):
@@ -105,7 +105,7 @@ def _fits(attempt: Callable[[int], None], size: int, device: torch.device) -> bo
 
 @contextlib.contextmanager
 def explain_out_of_memory(micro_batch: int) -> Iterator[None]:
-    """Turn running out of GPU memory, which may happen to one process alone, into advice."""
+    """Raise UserError where the GPU runs out of memory, which may happen to one process alone."""
     try:
         yield
     except torch.OutOfMemoryError:

@@ -1,4 +1,4 @@
-"""The folder of a run: locked against other processes, checked against other runs, and where the run resumes.
+"""The folder of a run: locked against other processes, checked against other runs, searched for a resume point.
 
     runs/gpt2-124m/log.txt        the log
     runs/gpt2-124m/config.json    every setting
@@ -20,15 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from gpt2.config.run import Run, from_json, to_json
-from gpt2.formats.checkpoint import (
-    RECORD,
-    Record,
-    ResumePoint,
-    list_checkpoints,
-    newest_intact,
-    read_record,
-    remove_checkpoint,
-)
+from gpt2.formats.checkpoint import Record, ResumePoint, list_checkpoints, newest_intact, remove_checkpoint
 from gpt2.formats.huggingface import save_pretrained
 from gpt2.logs.writer import truncate_log
 from gpt2.model import GPT
@@ -128,8 +120,6 @@ def _find_named(path: Path, folder: Path, own: ResumePoint) -> ResumePoint:
                 "folder of its own: --log.folder"
             )
         return own
-    if (path / RECORD).exists():
-        return ResumePoint(path, read_record(path))
     found = newest_intact(path)
     if found.path is None:
         reasons = f" ({'; '.join(found.damaged)})" if found.damaged else ""
@@ -150,7 +140,7 @@ def _holds_other_run(folder: Path, fingerprint: dict[str, Any]) -> bool:
 
 
 def fingerprint_of(run: Run, shards: list[list[Any]]) -> dict[str, Any]:
-    """What identifies a run, to be compared when it goes on: the settings that decide what it computes, and its data.
+    """What identifies a run, compared when it resumes: the settings that decide what it computes, and its data.
 
     `shards`: name and tokens of every train shard.
     """
@@ -182,7 +172,7 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def export_model(folder: Path, model: GPT | Modern, steps: int) -> None:
-    """Write the trained weights, then the marker on which restart loops end. Raises UserError on a full disk."""
+    """Write the trained weights, then the marker that ends restart loops. Raises UserError on a full disk."""
     try:
         save_pretrained(model, folder / "model")
         write_atomically(folder / DONE, f"{steps} steps\n".encode())

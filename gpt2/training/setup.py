@@ -1,4 +1,4 @@
-"""What `train_gpt2.py` prepares before its first step: sizes, data, weights, the log and its header.
+"""What `train_gpt2.py` prepares before its first step: configuration, data, weights, the log and its header.
 
 Built in notebook 12.
 """
@@ -35,7 +35,7 @@ from gpt2.training.telemetry import describe_machine
 
 
 def choose_config(run: Run, processes: Processes) -> GPTConfig:
-    """The configuration of the run's network, by name or as its weights have it; nothing is allocated.
+    """The configuration of the run's model, from its name or from pretrained weights; nothing is allocated.
 
     Raises UserError where it can't be built, contradicts the weights, or needs more memory than there is.
     """
@@ -76,7 +76,7 @@ class RunData:
 
 
 def open_data(run: Run, config: GPTConfig, processes: Processes) -> RunData:
-    """Open the shards; every token's place in the run is then fixed. Raises UserError for what is missing or unfit."""
+    """Open the shards, which fixes the place of every token in the run. Raises UserError if they are missing or unfit."""
     block_size = trained_config(run.model, config).block_size
     train = find_shards(run.data.shards, "train", run.model.vocab_size)
     val = Sequences(find_shards(run.data.val_shards or run.data.shards, "val", run.model.vocab_size), block_size)
@@ -101,7 +101,7 @@ def open_data(run: Run, config: GPTConfig, processes: Processes) -> RunData:
 
 
 def make_model(run: Run, config: GPTConfig, device: torch.device) -> GPT | Modern:
-    """The model with random weights, or those to start from: the same in every process."""
+    """The model with random or pretrained weights, the same in every process."""
     torch.manual_seed(run.system.seed)
     model = from_pretrained(run.model.init) if is_pretrained(run.model.init) else build(config)
     if run.system.small_gpu:
