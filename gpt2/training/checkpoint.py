@@ -102,10 +102,10 @@ class Checkpoints:
         self.copies: dict[str, Tensor] = {}
 
     def save(self, state: TrainingState, fingerprint: dict[str, Any], log_bytes: int = 0) -> str | None:
-        """Copy the state, and write it in the background, after the save before has been written.
+        """Wait for the previous save, then copy the state and write it in the background.
 
         `fingerprint` identifies the run (settings and shards); `log_bytes` is the length of its log. Returns what went
-        wrong with the save before, as `finish`.
+        wrong with the previous save, as `finish`.
         """
         problem = self.finish()
         record = Record(
@@ -131,9 +131,9 @@ class Checkpoints:
         return problem
 
     def finish(self, block: bool = True) -> str | None:
-        """Wait for the save that is being written, if any; without `block`, only look whether it is over.
+        """Wait for the save that is being written, if any; without `block`, only check whether it has ended.
 
-        Returns why it could not be written (a full disk, …), or None. The checkpoint before it is intact.
+        Returns why it could not be written (a full disk, …), or None. The previous checkpoint stays intact.
         """
         if self.writing is None or not (block or self.writing.done()):
             return None

@@ -76,7 +76,7 @@ class RunData:
 
 
 def open_data(run: Run, config: GPTConfig, processes: Processes) -> RunData:
-    """Open the shards, which fixes the place of every token in the run. Raises UserError if they are missing or unfit."""
+    """Open the shards, which fixes the place of every token in the run. Raises UserError for unfit shards."""
     block_size = trained_config(run.model, config).block_size
     train = find_shards(run.data.shards, "train", run.model.vocab_size)
     val = Sequences(find_shards(run.data.val_shards or run.data.shards, "val", run.model.vocab_size), block_size)
