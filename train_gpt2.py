@@ -23,7 +23,7 @@ from torch import Tensor
 
 from gpt2.config.checks import check, resolve
 from gpt2.config.run import Run
-from gpt2.formats.checkpoint import newest_intact
+from gpt2.formats.checkpoint import ResumePoint, newest_intact
 from gpt2.logs.writer import RunLog, StepMetrics
 from gpt2.optim.optimizer import make_optimizer
 from gpt2.optim.outliers import OutlierDetector
@@ -35,7 +35,7 @@ from gpt2.training.checkpoint import Checkpoints, TrainingState
 from gpt2.training.distributed import accumulating, clip_gradients, full_model, recompute, wrap
 from gpt2.training.evaluation import Evaluation, is_due
 from gpt2.training.execution import Execution, choose_execution, explain_out_of_memory
-from gpt2.training.run_folder import ResumePoint, export_model, fingerprint_of, open_run_folder
+from gpt2.training.run_folder import export_model, fingerprint_of, open_run_folder
 from gpt2.training.setup import RunData, choose_config, make_model, open_data, open_log
 from gpt2.training.signals import interruptible
 from gpt2.training.telemetry import gpu_state, layer_norms
@@ -86,8 +86,7 @@ def train(run: Run, processes: Processes) -> None:
             loader=data.loader,
             outliers=outliers,
         )
-        if resume.path is not None and resume.record is not None:
-            state.restore(resume.path, resume.record, processes)
+        state.restore(resume, processes)
         loop(run=run, data=data, resume=resume, state=state, execution=execution, processes=processes)
 
 

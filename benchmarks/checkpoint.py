@@ -22,7 +22,7 @@ from gpt2.optim.optimizer import make_optimizer
 from gpt2.optim.outliers import OutlierDetector
 from gpt2.system.devices import synchronize
 from gpt2.system.machine import processor_name
-from gpt2.system.processes import start
+from gpt2.system.processes import Processes, process_group
 from gpt2.training.checkpoint import Checkpoints, TrainingState
 
 
@@ -49,7 +49,12 @@ def median_of(seconds: list[float]) -> str:
 
 def main() -> None:
     options = tyro.cli(Options)
-    processes = start()
+    with process_group() as processes:
+        measure(options, processes)
+
+
+def measure(options: Options, processes: Processes) -> None:
+    """Save in both ways in turn, and print the medians."""
     model = GPT(GPTConfig()).to(processes.device)
     optimizer = make_optimizer(model, Optim(lr=1e-4))
     optimizer.begin(1)

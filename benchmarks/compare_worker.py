@@ -30,7 +30,7 @@ from gpt2.optim.optimizer import make_optimizer
 from gpt2.optim.outliers import OutlierDetector
 from gpt2.optim.schedule import learning_rate
 from gpt2.system.machine import available_cores
-from gpt2.system.processes import start
+from gpt2.system.processes import process_group
 from gpt2.training.checkpoint import TrainingState
 
 CPU = torch.device("cpu")
@@ -40,8 +40,8 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     """Median seconds of a training step, on tokens in the current folder."""
     size, precision, compiled = Size(**job["size"]), job["precision"], job["compiled"]
     if job["side"] == "ours":
-        start("cpu")  # threads and memory as train_gpt2.py sets them
-        trainer = our_trainer(size, precision, compiled, Path.cwd(), CPU)
+        with process_group("cpu"):  # threads and memory as train_gpt2.py sets them
+            trainer = our_trainer(size, precision, compiled, Path.cwd(), CPU)
     else:
         trainer = peer_trainer(Peer(job["peer"]), size, precision, compiled, CPU)
     return time_steps(trainer, job["warmup"], job["steps"], CPU)

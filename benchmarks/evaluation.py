@@ -32,7 +32,7 @@ from gpt2.model import GPT, GPTConfig
 from gpt2.system.devices import autocast
 from gpt2.system.errors import UserError, run_command
 from gpt2.system.machine import processor_name
-from gpt2.system.processes import Processes, start
+from gpt2.system.processes import Processes, process_group
 
 
 @dataclass(frozen=True)
@@ -57,19 +57,19 @@ def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     if options.work != "sampling" and options.items is None:
         raise UserError("HellaSwag needs its items; name a jsonl file with --items, or choose --work sampling")
-    processes = start("cpu")
-    torch.manual_seed(0)
-    ours = from_pretrained(options.model) if options.model else GPT(GPTConfig())
-    ours.requires_grad_(False)
-    with tempfile.TemporaryDirectory(prefix="evaluation-") as folder:
-        save_pretrained(ours, folder)
-        theirs = GPT2LMHeadModel.from_pretrained(folder).eval().requires_grad_(False)
-    print(f"{processor_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"{options.model or 'random weights'}, {ours.num_params():,} parameters")
-    if options.work != "sampling":
-        hellaswag(options, ours, theirs, processes)
-    if options.work != "hellaswag":
-        sampling(options, ours, theirs, processes)
+    with process_group("cpu") as processes:
+        torch.manual_seed(0)
+        ours = from_pretrained(options.model) if options.model else GPT(GPTConfig())
+        ours.requires_grad_(False)
+        with tempfile.TemporaryDirectory(prefix="evaluation-") as folder:
+            save_pretrained(ours, folder)
+            theirs = GPT2LMHeadModel.from_pretrained(folder).eval().requires_grad_(False)
+        print(f"{processor_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+        print(f"{options.model or 'random weights'}, {ours.num_params():,} parameters")
+        if options.work != "sampling":
+            hellaswag(options, ours, theirs, processes)
+        if options.work != "hellaswag":
+            sampling(options, ours, theirs, processes)
 
 
 def in_turn(sides: dict[str, Callable[[], Any]], rounds: int, work: float, unit: str) -> dict[str, Any]:

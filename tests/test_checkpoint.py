@@ -7,12 +7,12 @@ import pytest
 from conftest import run_python
 
 SCRIPT = """
-import sys
+import contextlib, sys
 from pathlib import Path
 import torch
 from gpt2.training.checkpoint import Checkpoints, TrainingState
 from gpt2.formats.checkpoint import newest_intact
-from gpt2.system.processes import start, stop
+from gpt2.system.processes import process_group
 from gpt2.training.distributed import wrap
 from gpt2.model import GPT, GPTConfig
 from gpt2.optim.optimizer import make_optimizer
@@ -41,7 +41,7 @@ def save(checkpoints, state, number):
 
 def restored(state):
     found = newest_intact(folder)
-    state.restore(found.path, found.record, processes)
+    state.restore(found, processes)
     return found.record
 
 def step(state):
@@ -53,12 +53,13 @@ def step(state):
     state.loader.position += 2
 
 folder = Path(sys.argv[1])
-processes = start("cpu")
+group = contextlib.ExitStack()
+processes = group.enter_context(process_group("cpu"))
 """
 
 
 def run(tmp_path: Path, body: str, *words: str, processes: int = 1):
-    inside = "def main():\n" + textwrap.indent(body, "    ") + "\nmain()\nstop()\n"
+    inside = "def main():\n" + textwrap.indent(body, "    ") + "\nmain()\ngroup.close()\n"
     (tmp_path / "script.py").write_text(SCRIPT + inside)
     return run_python(tmp_path / "script.py", tmp_path / "run", *words, processes=processes)
 
@@ -174,7 +175,8 @@ state = training(processes)
 step(state)
 checkpoints = Checkpoints(folder, processes, 1, 0)
 save(checkpoints, state, 1); checkpoints.finish()
-checkpoints._seal = lambda *job: os.kill(os.getpid(), signal.SIGKILL)
+import gpt2.training.checkpoint
+gpt2.training.checkpoint.complete_checkpoint = lambda *job: os.kill(os.getpid(), signal.SIGKILL)
 save(checkpoints, state, 2)
 checkpoints.finish()
 """

@@ -10,25 +10,26 @@ from torch import nn
 
 from gpt2.system.devices import autocast, can_compile, choose_compile, choose_device, choose_precision
 from gpt2.system.errors import UserError, run_command
-from gpt2.system.processes import Processes, start
+from gpt2.system.processes import Processes, process_group
 from gpt2.training.distributed import wrap
 from gpt2.training.execution import choose_micro_batch
 
 ONE = Processes(0, 0, 1, torch.device("cpu"))
 
 SCRIPT = """
+import contextlib
 import torch
 from torch.nn.parallel import DistributedDataParallel
 from gpt2.training.distributed import accumulating, wrap
-from gpt2.system.processes import start, stop
+from gpt2.system.processes import process_group
 
-processes = start("cpu")
+group = contextlib.ExitStack()
+processes = group.enter_context(process_group("cpu"))
 rank, world = processes.rank, processes.world_size
 assert processes.sum(rank + 1, torch.tensor(2.0)) == [3.0, 4.0]
 assert processes.mean(rank) == [0.5]
 assert processes.min(5 - rank) == [4.0]
 assert processes.is_first == (rank == 0)
-processes.barrier()
 
 torch.manual_seed(rank)  # different weights: wrapping makes them the first process's
 layer = torch.nn.Linear(3, 1)
@@ -47,7 +48,7 @@ alone(data.view(-1, 3)).mean().backward()
 torch.testing.assert_close(layer.weight.grad, alone.weight.grad)
 torch.testing.assert_close(layer.weight, alone.weight)
 assert len(syncs) == 1, syncs
-stop()
+group.close()
 print("good")
 """
 
@@ -61,7 +62,6 @@ def test_two_processes_reduce_and_sync_gradients_once_a_step(tmp_path: Path):
 def test_one_plain_process_needs_no_group():
     assert ONE.sum(1, torch.tensor(2.5)) == [1.0, 2.5]
     assert ONE.mean(3) == [3.0]
-    ONE.barrier()
     layer = nn.Linear(2, 2)
     assert wrap(layer, ONE) is layer
 
@@ -109,7 +109,7 @@ def test_the_tools_are_a_compiler_and_pythons_headers(monkeypatch, tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
 def test_freed_memory_is_kept_for_the_next_step(tmp_path):
-    """64 MB taken for the second time cost page faults only where the first were given back."""
+    """64 MB taken for the second time cost page faults only where the first were given back: 32, if pages have 2 MB."""
     script = tmp_path / "script.py"
     script.write_text(
         "import resource, sys\n"
@@ -123,7 +123,7 @@ def test_freed_memory_is_kept_for_the_next_step(tmp_path):
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
     )
     kept, returned = (int(run_python(script, word).stdout) for word in ("keep", "return"))
-    assert kept * 10 < returned, (kept, returned)
+    assert kept * 4 < returned, (kept, returned)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -133,8 +133,9 @@ def test_more_processes_than_gpus_is_said_by_one_of_them(monkeypatch):
     for rank in "01":
         monkeypatch.setenv("LOCAL_RANK", rank)
         monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-        with pytest.raises(UserError, match=r"2 processes are more than the 1 GPU.*--nproc_per_node=1"):
-            start()
+        refused = pytest.raises(UserError, match=r"2 processes are more than the 1 GPU.*--nproc_per_node=1")
+        with refused, process_group():
+            pass
 
 
 @pytest.mark.parametrize(("everywhere", "rank", "said"), [(True, "0", 1), (True, "1", 0), (False, "1", 1)])

@@ -30,7 +30,7 @@ from gpt2.planning.memory import RECOMPUTE, Setup, activation_bytes, bytes_sent,
 from gpt2.planning.plan import Options, make_plan, report
 from gpt2.system.devices import autocast
 from gpt2.system.errors import UserError
-from gpt2.system.processes import Processes, start, stop
+from gpt2.system.processes import Processes, process_group
 from gpt2.training.distributed import accumulating, recompute, wrap
 
 CPU = torch.device("cpu")
@@ -271,11 +271,11 @@ def test_gradients_and_optimiser_take_what_is_planned():
 
 def measure_stages() -> None:
     """Run by two processes: for every ZeRO stage, the peak of memory and the bytes that a process sent in a step."""
-    processes, results = start("cpu"), []
-    for zero in range(4):
-        watch = watch_steps(GROUPS, setup(GROUPS, gpus=2, zero=zero, micro_batch=1), processes)
-        results.append((watch.peak, watch.moved / 2 / 2))  # each of two lacks half of everything; two steps
-    stop()
+    results = []
+    with process_group("cpu") as processes:
+        for zero in range(4):
+            watch = watch_steps(GROUPS, setup(GROUPS, gpus=2, zero=zero, micro_batch=1), processes)
+            results.append((watch.peak, watch.moved / 2 / 2))  # each of two lacks half of everything; two steps
     if processes.is_first:
         print(json.dumps(results))
 

@@ -124,7 +124,7 @@ NEEDS_NONE = {
         *("logs.plot.positions", "logs.plot.short_names", "logs.writer.short_count", "optim.optimizer.fused_rows"),
         *("planning.flops.shapes", "planning.flops.with_parts", "planning.memory.is_fused"),
         *("training.checkpoint.random_states", "training.evaluation.is_due", "training.telemetry.describe_machine"),
-        *("training.telemetry.layer_of", "training.run_folder.fingerprint_of", "training.run_folder.ResumePoint"),
+        *("training.telemetry.layer_of", "training.run_folder.fingerprint_of", "formats.checkpoint.ResumePoint"),
     ),
     "prepares what an evaluation is called with": (
         "evaluation.hellaswag.group_endings",
@@ -137,7 +137,7 @@ NEEDS_NONE = {
     ),
     "opens other formats by name": (
         *("formats.huggingface.download", "formats.huggingface.read_config", "formats.load.is_pretrained"),
-        *("formats.load.pretrained_config", "formats.checkpoint.read_model"),
+        *("formats.load.pretrained_config", "formats.checkpoint.read_config", "formats.checkpoint.read_model"),
     ),
     "counts the parts of other architectures, which come later": (
         "planning.flops.active_matrices",
@@ -151,8 +151,8 @@ NEEDS_NONE = {
     ),
     "keeps a run folder whole, which is proved by killing runs in the tests": (
         *("training.distributed.full_model", "logs.writer.truncate_log", "training.run_folder.export_model"),
-        *("training.evaluation.Evaluation", "formats.checkpoint.Found", "formats.checkpoint.read_record"),
-        "formats.checkpoint.remove_checkpoint",
+        *("training.evaluation.Evaluation", "formats.checkpoint.read_record"),
+        *("formats.checkpoint.remove_checkpoint", "formats.checkpoint.complete_checkpoint"),
     ),
     "reads the logs of other projects, one row each": ("logs.formats.rows_of",),
     "hands numbers to other people's services and tools": (

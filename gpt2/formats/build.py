@@ -16,17 +16,8 @@ from gpt2.model import GPT, GPTConfig
 from gpt2.modern.model import Modern, ModernConfig
 from gpt2.modern.parts import Parts
 
-# depth → (n_embd, n_head): the names dN. 12, 24, 36 and 48 are the four published sizes
-DEPTHS = {
-    6: (384, 6),
-    12: (768, 12),
-    24: (1024, 16),
-    36: (1280, 20),
-    48: (1600, 25),
-    60: (1920, 30),
-    72: (2880, 30),
-    84: (3456, 36),
-}
+# depth → n_embd: the names dN. 12, 24, 36 and 48 are the four published sizes. Heads are 64 wide, from d72 on 96
+DEPTHS = {6: 384, 12: 768, 24: 1024, 36: 1280, 48: 1600, 60: 1920, 72: 2880, 84: 3456}
 # n_embd → (n_layer, width of a head): the names gpt3:cN (Brown et al., arXiv 2005.14165, table 2.1)
 GPT3_WIDTHS = {
     384: (6, 64),
@@ -47,7 +38,10 @@ def named_config(name: str, **overrides: int) -> GPTConfig:
 
     Raises ValueError for an unknown name. GPT-3's models have 2,048 positions.
     """
-    known = {f"d{depth}": GPTConfig(n_layer=depth, n_embd=C, n_head=heads) for depth, (C, heads) in DEPTHS.items()}
+    known = {
+        f"d{depth}": GPTConfig(n_layer=depth, n_embd=C, n_head=C // (96 if depth >= 72 else 64))
+        for depth, C in DEPTHS.items()
+    }
     known |= {published: known[depth] for published, depth in OPENAI.items()}
     known |= {
         f"gpt3:c{C}": GPTConfig(block_size=2048, n_layer=depth, n_embd=C, n_head=C // width)
@@ -63,7 +57,7 @@ def make_config(model: Model, parts: Parts) -> GPTConfig:
     sizes = {k: v for k, v in dataclasses.asdict(model).items() if k != "init" and v is not None}
     if parts == Parts():
         return named_config(model.init, **sizes)
-    # not named_config(…, **sizes): with parts, a width that the heads do not divide may be meant
+    # not named_config(…, **sizes): a GPTConfig would refuse a width that n_head does not divide; Parts has head_size
     return ModernConfig(**{**vars(named_config(model.init)), **sizes}, parts=parts)
 
 
@@ -81,7 +75,7 @@ def build(config: GPTConfig) -> GPT | Modern:
 
 
 def build_from_tensors(config: GPTConfig, tensors: Mapping[str, Tensor]) -> GPT | Modern:
-    """The model of a configuration, with these weights in fp32. Tables by token may have any number of padding rows."""
+    """The model of a configuration, with these weights in fp32, whatever padding rows embedding and head have."""
     weights = {name: tensor.float() for name, tensor in tensors.items()}
     for name in PADDED:
         if name in weights:
@@ -94,5 +88,5 @@ def build_from_tensors(config: GPTConfig, tensors: Mapping[str, Tensor]) -> GPT 
 
 
 def trained_config(model: Model, config: GPTConfig) -> GPTConfig:
-    """The configuration as it is trained: on sequences that may be shorter than the model's longest."""
+    """The configuration with the block size of training, which may be smaller than the model's."""
     return dataclasses.replace(config, block_size=model.block_size or config.block_size)

@@ -1,4 +1,4 @@
-"""The checkpoints of a run folder: found, checked and read. `gpt2/training/checkpoint.py` writes them.
+"""The checkpoints of a run folder: named, found, checked and read. `gpt2/training/checkpoint.py` writes their tensors.
 
     step_000250/process_000.safetensors …   one file per process: its part of the weights and of the optimiser's state
     step_000250/state.json                  the record: step, place in the data, settings, checksum of every file
@@ -7,12 +7,13 @@ The files have the sharded safetensors layout of torch.distributed.checkpoint, w
 processes. Nothing in them can run code. Built in notebook 12.
 """
 
+import dataclasses
 import json
 import os
 import shutil
 import warnings
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,20 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 
 from gpt2.formats.build import build, config_from_json
-from gpt2.model import GPT
+from gpt2.model import GPT, GPTConfig
 from gpt2.modern.model import Modern
 from gpt2.system.errors import UserError
+from gpt2.system.files import sync_folder, write_atomically
 
 RECORD = "state.json"
-BLOCK = 2**20  # bytes read or written at a time: they stay in a processor's cache while they are summed
+BLOCK = 2**20  # bytes that are summed at a time: they fit into a processor's cache
 
 
 @dataclass(frozen=True)
 class Record:
     """What `state.json` says of a checkpoint, in the types of JSON."""
 
-    step: int  # optimiser steps that lie behind it
+    step: int  # optimiser steps before it
     evaluated: bool  # whether the evaluation of this step is in the log already
     log_bytes: int  # length of the log when it was saved
     model: dict[str, Any]  # the configuration of the model
@@ -46,12 +48,18 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Found:
-    """The newest intact checkpoint of a run folder, if any, and a sentence about each newer one that is damaged."""
+class ResumePoint:
+    """Where a run begins: at an intact checkpoint with its record, or without one at step 0."""
 
-    path: Path | None
-    record: Record | None
-    damaged: list[str]
+    path: Path | None = None
+    record: Record | None = None
+    damaged: list[str] = field(default_factory=list)  # a sentence about each newer checkpoint that is damaged
+    complete: bool = False  # there is nothing left to do
+
+    @property
+    def step(self) -> int:
+        """The first step to make."""
+        return self.record.step if self.record else 0
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -61,7 +69,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def step_of(path: Path) -> int:
-    """The number of steps that lie behind a checkpoint, from its name."""
+    """The number of steps before a checkpoint, from its name."""
     return int(path.name.removeprefix("step_"))
 
 
@@ -71,6 +79,22 @@ def remove_checkpoint(path: Path) -> None:
     shutil.rmtree(renamed, ignore_errors=True)
     os.rename(path, renamed)
     shutil.rmtree(renamed)
+
+
+def complete_checkpoint(temporary: Path, record: Record, keep: int, keep_every: int) -> None:
+    """Write the record beside the tensors in `step_….tmp`, then give the folder its final name. Raises OSError.
+
+    Of the older checkpoints only the newest `keep - 1` remain, and those whose step `keep_every` divides (0: none).
+    """
+    write_atomically(temporary / RECORD, json.dumps(dataclasses.asdict(record), indent=2).encode() + b"\n")
+    final = temporary.with_suffix("")
+    if final.exists():  # a damaged one, from which the run did not resume
+        remove_checkpoint(final)
+    os.rename(temporary, final)
+    sync_folder(final.parent)
+    for old in list_checkpoints(final.parent)[keep:]:
+        if not (keep_every and step_of(old) % keep_every == 0):
+            remove_checkpoint(old)
 
 
 def read_record(path: Path) -> Record:
@@ -97,15 +121,15 @@ def checksum(path: Path) -> dict[str, int]:
     return {"bytes": path.stat().st_size, "crc32": crc}
 
 
-def newest_intact(folder: Path) -> Found:
-    """The newest checkpoint of a run folder whose files are all as they were written."""
+def newest_intact(path: Path) -> ResumePoint:
+    """The newest checkpoint of a run folder, or the one that `path` is, whose files are all as they were written."""
     damaged: list[str] = []
-    for path in list_checkpoints(folder):
+    for each in [path] if (path / RECORD).exists() else list_checkpoints(path):
         try:
-            return Found(path, read_record(path), damaged)
+            return ResumePoint(each, read_record(each), damaged)
         except UserError as error:
             damaged.append(str(error))
-    return Found(None, None, damaged)
+    return ResumePoint(damaged=damaged)
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -114,12 +138,12 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_tensors(
-    path: Path, tensors: dict[str, Tensor], optional: dict[str, Tensor] | None = None, world_size: int = 1
+    path: Path, tensors: dict[str, Tensor], optional: dict[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
     """Fill `tensors`, and those of `optional` that the checkpoint holds, in place; return the latter.
 
-    They may be divided over the processes in another way than when they were saved. All processes call this together.
-    Raises UserError where a tensor is missing or has another shape: the checkpoint is of another model.
+    Each process reads what it holds, in whatever way the tensors were divided when they were saved. Raises UserError
+    where a tensor is missing or has another shape, because the checkpoint is of another model.
     """
     reader = dcp.HuggingFaceStorageReader(str(path))
     saved = reader.read_metadata().state_dict_metadata
@@ -132,16 +156,26 @@ def load_tensors(
             )
     found = {name: tensor for name, tensor in (optional or {}).items() if name in saved}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # expected in a single process
-        dcp.load({**tensors, **found}, storage_reader=reader, no_dist=world_size == 1)
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as wanted: processes read independently
+        dcp.load({**tensors, **found}, storage_reader=reader, no_dist=True)
     return found
 
 
+def read_config(folder: Path) -> GPTConfig:
+    """The configuration of the model of an unfinished run. Raises UserError as `read_model`."""
+    return config_from_json(_newest(folder)[1].model)
+
+
 def read_model(folder: Path) -> GPT | Modern:
-    """The model of a run that has not ended, from its newest intact checkpoint. Raises UserError if there is none."""
+    """The model of an unfinished run, from its newest intact checkpoint. Raises UserError if there is none."""
+    path, record = _newest(folder)
+    model = build(config_from_json(record.model))
+    load_tensors(path, model_tensors(model))
+    return model
+
+
+def _newest(folder: Path) -> tuple[Path, Record]:
     found = newest_intact(folder)
     if found.path is None or found.record is None:
         raise UserError(f"the run in {folder} has saved nothing yet; wait for its first checkpoint")
-    model = build(config_from_json(found.record.model))
-    load_tensors(found.path, model_tensors(model))
-    return model
+    return found.path, found.record

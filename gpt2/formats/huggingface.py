@@ -1,7 +1,7 @@
 """Model folders in the Hugging Face layout: `config.json` and `model.safetensors`.
 
-GPT-2 has the layout in which OpenAI's weights are published, which `transformers` opens: matrices of attention and MLP
-lie there as (in, out), the transpose of a Linear's (out, in). A model with other parts has a layout of ours.
+A GPT-2 has the layout of OpenAI's published weights, which `transformers` opens. Its matrices of attention and MLP are
+stored as (in, out), the transpose of a Linear's (out, in). A model with other parts is stored as it is.
 Built in notebook 03.
 """
 
@@ -58,7 +58,7 @@ def read_model(folder: Path) -> GPT | Modern:
         tensors = {
             "transformer." + name.removeprefix("transformer."): (p.t() if _is_transposed(name) else p).contiguous()
             for name, p in tensors.items()
-            # masks that older folders carry, and the token embedding once more
+            # not the masks of older folders, nor the second copy of the token embedding
             if not name.endswith((".attn.bias", ".attn.masked_bias")) and name != "lm_head.weight"
         }
     return build_from_tensors(config, tensors)
@@ -97,13 +97,11 @@ def download(name: str) -> Path:
 
 
 def _published_config(config: GPTConfig) -> dict[str, Any]:
-    end_of_text = config.vocab_size - 1
     return {
         **ARCHITECTURE,
         **{theirs: getattr(config, ours) for ours, theirs in SIZES.items()},
         "architectures": ["GPT2LMHeadModel"],
-        "bos_token_id": end_of_text,
-        "eos_token_id": end_of_text,
+        **dict.fromkeys(("bos_token_id", "eos_token_id"), config.vocab_size - 1),  # end of text
         **dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0),
     }
 

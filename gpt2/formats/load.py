@@ -4,6 +4,7 @@ Built in notebooks 03 and 04.
 """
 
 from pathlib import Path
+from types import ModuleType
 
 from gpt2.formats import checkpoint, huggingface, llmc
 from gpt2.formats.build import OPENAI
@@ -20,31 +21,26 @@ def is_pretrained(name: str) -> bool:
 def from_pretrained(name: str | Path) -> GPT | Modern:
     """The model of a run folder, a Hugging Face folder, a .bin file of llm.c, or the hub (`gpt2`, `owner/name`).
 
-    A run that has not ended has its weights in checkpoints; the newest intact one is read. Raises UserError where
-    there is no model, or one of another architecture.
+    The weights of an unfinished run are those of its newest intact checkpoint. Raises UserError where there is no
+    model, or one of another architecture.
     """
-    if str(name).endswith(".bin"):
-        return llmc.read_model(Path(name))
-    folder = _model_folder(str(name))
-    return checkpoint.read_model(folder) if _is_unfinished_run(folder) else huggingface.read_model(folder)
+    reader, path = _reader_of(str(name))
+    return reader.read_model(path)
 
 
 def pretrained_config(name: str | Path) -> GPTConfig:
     """The configuration of the model that `from_pretrained` would read; weights are not read. Raises UserError."""
-    if str(name).endswith(".bin"):
-        return llmc.read_config(Path(name))
-    folder = _model_folder(str(name))
-    return from_pretrained(name).config if _is_unfinished_run(folder) else huggingface.read_config(folder)
+    reader, path = _reader_of(str(name))
+    return reader.read_config(path)
 
 
-def _model_folder(name: str) -> Path:
-    if not Path(name).is_dir():
-        return huggingface.download(name)
-    folder = Path(name, "model") if Path(name, "model", "config.json").exists() else Path(name)
+def _reader_of(name: str) -> tuple[ModuleType, Path]:
+    """The module that reads this model, and the path to read."""
+    if name.endswith(".bin"):
+        return llmc, Path(name)
+    folder = Path(name) if Path(name).is_dir() else huggingface.download(name)
+    if (folder / "model" / "config.json").exists():  # a complete run
+        return huggingface, folder / "model"
     if not (folder / "config.json").exists():
         raise UserError(f"{name} holds no model; give a run folder, or one that save_pretrained wrote")
-    return folder
-
-
-def _is_unfinished_run(folder: Path) -> bool:
-    return (folder / "log.txt").exists()
+    return (checkpoint if (folder / "log.txt").exists() else huggingface), folder

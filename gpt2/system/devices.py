@@ -1,4 +1,4 @@
-"""The device of a process: which one, how fast it multiplies in which precision, how much memory it has left."""
+"""The device of a process: its choice, precision and compilation, and its free memory."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from gpt2.system.errors import UserError
-from gpt2.system.machine import free_memory
+from gpt2.system.machine import free_memory, processes_here
 
 
 def choose_device(wanted: str = "auto", world_size: int = 1) -> torch.device:
@@ -28,41 +28,35 @@ def choose_device(wanted: str = "auto", world_size: int = 1) -> torch.device:
 
 
 def choose_precision(device: torch.device, wanted: str = "auto") -> str:
-    """`bf16`, `fp16`, `tf32` or `fp32`: the wanted one, or the fastest that the hardware has and training survives.
+    """`bf16`, `fp16`, `tf32` or `fp32`: the wanted one, or the fastest that the hardware has and training tolerates.
 
-    bf16 on CUDA from Ampere on, and on CPUs with instructions for it; fp16 (with a gradient scaler) on older CUDA;
-    elsewhere fp32.
+    The fastest is bf16 on CUDA from Ampere on, and on CPUs with instructions for it (AMX, AVX-512); fp16 with a
+    gradient scaler on older CUDA; fp32 elsewhere.
     """
     if wanted != "auto":
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if has_bf16_instructions(device) else "fp32"
-
-
-def has_bf16_instructions(device: torch.device) -> bool:
-    """Whether a CPU has instructions for products in bf16: AMX, or those of AVX-512.
-
-    With those of AVX-512, a training step of the demo took 0.58 of its time in fp32 (compiled, AMD EPYC).
-    """
-    return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+    # with AVX-512 for bf16, a training step of the demo took 0.58 of its time in fp32 (compiled, AMD EPYC)
+    has_bf16 = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return "bf16" if device.type == "cpu" and has_bf16 else "fp32"
 
 
 def set_matmul_precision(precision: str) -> None:
-    """Let fp32 products use shorter factors (TF32 on CUDA), unless `precision` is fp32."""
+    """Let fp32 matrix products round their factors (to TF32 on CUDA), unless `precision` is fp32."""
     torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Matrix products in `precision`; weights, sums and losses stay fp32. tf32 is fp32 with shorter factors on CUDA."""
+    """Matrix products in `precision`; weights, sums and losses stay fp32. For fp32 and tf32 it changes nothing."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 def choose_compile(device: torch.device, wanted: str, flops: float) -> bool:
-    """Whether to compile: as wanted, or if the tools are there and a run of so many FLOPs is long enough to gain.
+    """Whether to compile: as wanted, or if the tools are there and a run of `flops` is long enough to gain time.
 
-    Compiling takes half a minute to two minutes. It makes a step a fifth faster on a CPU, and half as fast again on a
+    Compiling takes half a minute to two minutes. It makes a step a fifth faster on a CPU, and 1.5 times as fast on a
     GPU.
     """
     if wanted != "auto":
@@ -73,7 +67,7 @@ def choose_compile(device: torch.device, wanted: str, flops: float) -> bool:
 
 
 def can_compile() -> bool:
-    """Whether torch.compile finds what it needs: Linux, a C++ compiler, and the header files of Python."""
+    """Whether torch.compile has what it needs: Linux, a C++ compiler, and the header files of Python."""
     header = Path(sysconfig.get_path("include"), "Python.h")
     return sys.platform == "linux" and shutil.which(os.environ.get("CXX", "g++")) is not None and header.exists()
 
@@ -87,7 +81,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def free_device_memory(device: torch.device) -> float:
-    """Bytes that this process can take on its device; on a CPU, its share of the machine's free memory."""
+    """Bytes that this process can allocate on its device; on a CPU, its share of the machine's free memory."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return free_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return free_memory() / processes_here()

@@ -1,10 +1,8 @@
-"""Users' mistakes: one sentence with the offending value and how to mend it, and exit status 2."""
+"""Users' mistakes: one sentence with the offending value and its remedy, and exit status 2."""
 
 import os
 import sys
 from collections.abc import Callable
-
-CLOSED_PIPE = 141  # the status of a shell command that SIGPIPE ended
 
 
 class UserError(Exception):
@@ -19,7 +17,7 @@ class UserError(Exception):
 
 
 def is_first_on_machine() -> bool:
-    """Whether this process prints what all processes of this machine have to say: under torchrun, local rank 0."""
+    """Whether this process, the one of local rank 0, prints the messages that all processes of this machine share."""
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
@@ -36,12 +34,12 @@ def run_command(main: Callable[[], None]) -> None:
         sys.exit(130)
     except BrokenPipeError:
         discard_stdout()
-        sys.exit(CLOSED_PIPE)
+        sys.exit(141)  # the status of a shell command that SIGPIPE ended
 
 
 def discard_stdout() -> None:
-    """Drop what is printed from now on, since no one can read it: a pipe's other end, or the terminal, is closed.
+    """Drop all further output to stdout, because the other end of the pipe, or the terminal, is closed.
 
-    Without this, Python flushes stdout once more at its exit, and reports that this fails.
+    Otherwise Python flushes stdout once more when it exits, and reports that the flush failed.
     """
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

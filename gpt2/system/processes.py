@@ -1,6 +1,6 @@
-"""The processes of a run, which torchrun starts: who this one is, and what it agrees on with the others.
+"""The processes of a run, which torchrun starts: the rank and device of this one, and reductions over all of them.
 
-Everything works alike in a single process and in many.
+Every function works in one process and in many.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from gpt2.system.devices import choose_device
 from gpt2.system.errors import UserError
-from gpt2.system.machine import available_cores, keep_freed_memory
+from gpt2.system.machine import available_cores, keep_freed_memory, processes_here
 
 BACKENDS = {"cuda": "nccl", "cpu": "gloo"}
 
@@ -53,26 +53,22 @@ class Processes:
         if self.world_size == 1:
             return value
         values = [value]
-        dist.broadcast_object_list(values, device=self.device if self.device.type == "cuda" else None)
+        dist.broadcast_object_list(values)
         return values[0]
-
-    def barrier(self) -> None:
-        """Wait for all processes."""
-        if self.world_size > 1:
-            dist.barrier()
 
     def _reduce(self, values: tuple[float | Tensor, ...], operation: dist.ReduceOp.RedOpType) -> list[float]:
         if self.world_size == 1:
             return [float(value) for value in values]
-        device = self.device if self.device.type == "cuda" else torch.device("cpu")
-        together = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device) for v in values])
+        together = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=self.device) for v in values])
         dist.all_reduce(together, operation)
         return together.tolist()
 
 
 def balance(costs: Sequence[float], world_size: int) -> list[int]:
-    """For each of `costs`, the process that takes it, so that all have about the same sum: the largest first, each to
-    the process that has least (Graham, 1969). Every process computes the same answer."""
+    """For each of `costs`, the process that takes it, so that all processes have about the same sum.
+
+    The largest cost is given away first, each to the process that has least (Graham, 1969).
+    """
     sums = [0.0] * world_size
     owners = [0] * len(costs)
     for i in sorted(range(len(costs)), key=lambda i: -costs[i]):
@@ -82,66 +78,43 @@ def balance(costs: Sequence[float], world_size: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def process_group(device: str = "auto") -> Iterator[Processes]:
-    """Join the processes that torchrun started, or be the only one, until the block ends. Raises as `start`."""
-    try:
-        yield start(device)
-    finally:
-        stop()
+def process_group(wanted: str = "auto") -> Iterator[Processes]:
+    """Join the processes that torchrun started, or be the only one, until the block ends; take a device.
 
-
-def start(device: str = "auto") -> Processes:
-    """Join the process group and take this process's device.
-
-    Raises UserError where the device is not available, or a machine has more processes than GPUs.
+    Raises UserError where the wanted device is not available, or a machine has more processes than GPUs.
     """
     rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    chosen = _prepare_device(choose_device(device, world_size), local_rank)
-    if world_size > 1 and not dist.is_initialized():
-        dist.init_process_group(
-            BACKENDS[chosen.type],
-            store=_fresh_store(rank, world_size),
-            rank=rank,
-            world_size=world_size,
-            device_id=chosen if chosen.type == "cuda" else None,
-        )
-    return Processes(rank, local_rank, world_size, chosen)
-
-
-def stop() -> None:
-    """Leave the process group, if there is one.
-
-    A group ends its threads when nothing refers to it. One that lives on in the reference cycles of a wrapped model
-    may still be at work while Python shuts down, and abort a process that has done everything right.
-    """
-    if dist.is_initialized():
-        gc.collect()
-        dist.destroy_process_group()
+    device = _prepare_device(choose_device(wanted, world_size), local_rank)
+    if world_size > 1:
+        # torchrun (2.13) restarts workers with the same store, which still holds the addresses of the dead ones. New
+        # workers that read these would wait for the dead forever, so each restart gets keys of its own.
+        store, *_ = next(rendezvous("env://", rank, world_size))
+        store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        gpu = device if device.type == "cuda" else None
+        dist.init_process_group(BACKENDS[device.type], store=store, rank=rank, world_size=world_size, device_id=gpu)
+    try:
+        yield Processes(rank, local_rank, world_size, device)
+    finally:
+        if world_size > 1:
+            # A group ends its threads when nothing refers to it. One that lives on in the reference cycles of a wrapped
+            # model may still be at work while Python shuts down, and abort a process that has succeeded.
+            gc.collect()
+            dist.destroy_process_group()
 
 
 def _prepare_device(device: torch.device, local_rank: int) -> torch.device:
     """This process's GPU, or on a CPU its share of the cores."""
-    on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if device.type == "cuda":
-        if on_this_machine > torch.cuda.device_count():
+        gpus = torch.cuda.device_count()
+        if processes_here() > gpus:
             raise UserError(
-                f"{on_this_machine} processes are more than the {torch.cuda.device_count()} GPU(s) of this machine; "
-                f"start torchrun with --nproc_per_node={torch.cuda.device_count()}, or add --system.device cpu"
+                f"{processes_here()} processes are more than the {gpus} GPU(s) of this machine; start torchrun with "
+                f"--nproc_per_node={gpus}, or add --system.device cpu"
             )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     elif device.type == "cpu":  # torchrun allows each process one core; divide all of them instead
-        torch.set_num_threads(max(1, available_cores() // on_this_machine))
+        torch.set_num_threads(max(1, available_cores() // processes_here()))
         keep_freed_memory()
     return device
-
-
-def _fresh_store(rank: int, world_size: int) -> dist.Store:
-    """The store in which processes find each other, with keys of its own for every restart by torchrun.
-
-    torchrun (2.13) restarts workers with the same store, which still holds the addresses of the dead ones. New workers
-    that read these before they are overwritten try to reach the dead, and wait forever.
-    """
-    store, *_ = next(rendezvous("env://", rank, world_size))
-    return dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)

@@ -26,10 +26,10 @@ def check_ranges(settings: Any, prefix: str = "--") -> None:
             check_ranges(value, f"{prefix}{field.name}.")
             continue
         bounds = [bound for bound in getattr(hints[field.name], "__metadata__", ()) if type(bound) in BOUNDS]
-        numbers = [each for each in (value if isinstance(value, tuple) else (value,)) if isinstance(each, int | float)]
+        values = value if isinstance(value, tuple) else (value,)
+        numbers = [each for each in values if isinstance(each, int | float)]
         if not all(BOUNDS[type(bound)][0](each, _limit(bound)) for each in numbers for bound in bounds):
-            flag = prefix + field.name.replace("_", "-")
-            shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            flag, shown = prefix + field.name.replace("_", "-"), " ".join(map(str, values))
             raise UserError(f"{flag} {shown} is out of range; give {_describe(bounds)}")
 
 

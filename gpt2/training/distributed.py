@@ -1,6 +1,6 @@
-"""What wraps a model for training: recomputation, torch.compile, DistributedDataParallel, FSDP2.
+"""How a model is wrapped for training: recomputation, torch.compile, DistributedDataParallel, FSDP2.
 
-Everything works alike in a single process and in many. Built in notebooks 07 and 09.
+Every function works in one process and in many. Built in notebooks 07 and 09.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from gpt2.system.processes import Processes
 
 
 def recompute(model: nn.Module, what: str) -> None:
-    """Compute every `mlp`, or every `block`, of the model again in backward instead of keeping its activations.
+    """Compute the activations of every `mlp`, or of every `block`, again in backward instead of keeping them.
 
     Chen et al., "Training Deep Nets with Sublinear Memory Cost" (arXiv 1604.06174).
     """
@@ -35,7 +35,7 @@ def recompute(model: nn.Module, what: str) -> None:
 
 @functools.cache
 def _recomputing(kind: type[nn.Module]) -> type[nn.Module]:
-    """`kind` with another forward. All layers share this class, so that one compiled graph serves them all."""
+    """`kind` with a forward that is recomputed. All layers share this class, so that they share one compiled graph."""
 
     class Recomputing(kind):  # type: ignore[valid-type, misc]
         def forward(self, *inputs: Any) -> Tensor:
@@ -54,11 +54,12 @@ def wrap(model: nn.Module, processes: Processes, compiled: bool = False, zero: i
     process's part of every parameter. Weights travel in fp32, so every stage computes the same numbers.
     """
     if zero == 0 or processes.world_size == 1:
-        fast: nn.Module = torch.compile(model, dynamic=False) if compiled else model  # type: ignore[assignment]
+        if compiled:
+            model = torch.compile(model, dynamic=False)  # type: ignore[assignment]
         if processes.world_size == 1:
-            return fast
+            return model
         devices = [processes.local_rank] if processes.device.type == "cuda" else None
-        return DistributedDataParallel(fast, device_ids=devices, gradient_as_bucket_view=True)
+        return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
     mesh = init_device_mesh(processes.device.type, (processes.world_size,))
     for block in _blocks(model):
         if compiled:  # one block at a time: weights are gathered between them
@@ -73,10 +74,10 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def accumulating(model: nn.Module, last: bool, zero: int = 0) -> contextlib.AbstractContextManager[None]:
-    """The context of forward *and* backward of a micro-step: gradients are averaged over processes after the `last`.
+    """The context of forward *and* backward of a micro-step. Gradients are averaged over processes after the `last`.
 
-    DDP reads the switch in forward too. If it is set between forward and backward, gradients of other ranks get lost.
-    ZeRO 2 and 3 average after every micro-step, since no process has room for whole gradients.
+    DDP reads the switch in forward too. If it is set between forward and backward, gradients of other ranks are lost.
+    ZeRO 2 and 3 average after every micro-step, because no process has room for whole gradients.
     """
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last or zero >= 2)
@@ -87,7 +88,7 @@ def accumulating(model: nn.Module, last: bool, zero: int = 0) -> contextlib.Abst
 
 
 def clip_gradients(model: nn.Module, largest: float) -> Tensor:
-    """Scale all gradients so that their global norm, over all processes, is at most `largest` (0: leave them).
+    """Scale all gradients so that their global norm, over all processes, is at most `largest` (0: do not scale).
 
     Returns the norm before clipping, the same in every process.
     """
@@ -96,9 +97,9 @@ def clip_gradients(model: nn.Module, largest: float) -> Tensor:
 
 
 def full_model(model: GPT | Modern) -> GPT | Modern:
-    """`model` itself, or where its weights are divided over the processes, a copy that has all of them.
+    """`model` itself, or a copy with whole weights if they are divided over the processes.
 
-    All processes call this together. Each gets a copy of 4 bytes per parameter, and can then evaluate on its own.
+    All processes call this together. Each gets a copy of 4 bytes per parameter, with which it can evaluate on its own.
     """
     if not isinstance(model, FSDPModule):
         return model

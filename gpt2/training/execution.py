@@ -4,28 +4,28 @@ The numbers of a run do not depend on these, except for rounding. Built in noteb
 """
 
 import contextlib
-import os
+import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from gpt2.config.run import Run
 from gpt2.data.loader import check_division
 from gpt2.formats.build import trained_config
-from gpt2.model import GPT, GPTConfig
+from gpt2.model import GPT
 from gpt2.modern.model import Modern
 from gpt2.planning.flops import run_flops
 from gpt2.planning.memory import SPARE_MEMORY, activation_bytes
 from gpt2.system.devices import autocast, choose_compile, choose_precision
 from gpt2.system.errors import UserError
-from gpt2.system.machine import free_memory
+from gpt2.system.machine import free_memory, processes_here
 from gpt2.system.processes import Processes
 
 
 @dataclass(frozen=True)
 class Execution:
-    """What depends on the machine."""
+    """The settings that depend on the machine."""
 
     precision: str
     compiled: bool
@@ -37,42 +37,34 @@ class Execution:
 
 
 def choose_execution(run: Run, model: GPT | Modern, processes: Processes) -> Execution:
-    """As the run asks for it, or as this machine does it fastest. Raises UserError where it can't be done.
+    """What the run asks for, or what is fastest on this machine. All processes call this together.
 
-    All processes call this together.
+    Raises UserError where no micro-batch fits.
     """
-    config = trained_config(run.model, model.config)
-    precision = choose_precision(processes.device, run.system.precision)
-    compiled = choose_compile(processes.device, run.system.compile, run_flops(run, config))
-    execution = Execution(precision, compiled, micro_batch=1)
-    wanted = run.system.micro_batch
-    size = _find_micro_batch(run, model, config, execution, processes) if wanted == "auto" else wanted
-    return replace(execution, micro_batch=size)
-
-
-def _find_micro_batch(
-    run: Run, model: GPT | Modern, config: GPTConfig, execution: Execution, processes: Processes
-) -> int:
-    """The largest micro-batch that fits, found by trying. Raises UserError where none divides a step."""
-    block_size, device = config.block_size, processes.device
-    check_division(run.data.batch_tokens, block_size, 1, processes.world_size)
+    config, device, wanted = trained_config(run.model, model.config), processes.device, run.system
+    precision = choose_precision(device, wanted.precision)
+    compiled = choose_compile(device, wanted.compile, run_flops(run, config))
+    if wanted.micro_batch != "auto":
+        return Execution(precision, compiled, wanted.micro_batch)
+    check_division(run.data.batch_tokens, config.block_size, 1, processes.world_size)
 
     def attempt(size: int) -> None:
-        """Forward and backward, beside as much memory as optimiser, buckets and logits will take."""
-        beside = 12 * model.num_params() // (processes.world_size if run.system.zero else 1)
-        beside += 4 * size * block_size * config.padded_vocab_size if execution.compiled else 0
-        reserved = torch.empty(beside, dtype=torch.uint8, device=device)
-        x = torch.zeros(size, block_size, dtype=torch.long, device=device)
+        """Forward and backward, while as much memory is reserved as optimiser, buckets and logits will take."""
+        others = 12 * model.num_params() // (processes.world_size if wanted.zero else 1)
+        others += 4 * size * config.block_size * config.padded_vocab_size if compiled else 0
+        reserved = torch.empty(others, dtype=torch.uint8, device=device)
+        x = torch.zeros(size, config.block_size, dtype=torch.long, device=device)
         try:
-            with autocast(device, execution.precision):
+            with autocast(device, precision):
                 loss = model(x, x)
             loss.backward()
         finally:
             model.zero_grad(set_to_none=True)
             del reserved
 
-    sequences = run.data.batch_tokens // block_size // processes.world_size
-    return choose_micro_batch(attempt, sequences, activation_bytes(config, run.system.recompute), processes)
+    sequences = run.data.batch_tokens // config.block_size // processes.world_size
+    sequence_bytes = activation_bytes(config, wanted.recompute)
+    return Execution(precision, compiled, choose_micro_batch(attempt, sequences, sequence_bytes, processes))
 
 
 def choose_micro_batch(
@@ -84,17 +76,13 @@ def choose_micro_batch(
     what one sequence takes, is compared with half of the free memory. All processes agree on the smallest answer.
     Raises UserError where not even one sequence fits.
     """
-    best = 0
     candidates = [2**i for i in range(20) if sequences % 2**i == 0]
     if processes.device.type == "cuda":
-        for size in candidates:
-            if not _fits(attempt, size, processes.device):
-                break
-            best = size
+        fitting = itertools.takewhile(lambda size: _fits(attempt, size, processes.device), candidates)
     else:
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        best = max((c for c in candidates if c * sequence_bytes <= free_memory() / 2 / local), default=0)
-    best = int(processes.min(best)[0])
+        room = free_memory() / 2 / processes_here()
+        fitting = itertools.takewhile(lambda size: size * sequence_bytes <= room, candidates)
+    best = int(processes.min(max(fitting, default=0))[0])
     if not best:
         raise UserError("not even one sequence fits into memory; choose a smaller --model.init or --model.block-size")
     return best
@@ -117,7 +105,7 @@ def _fits(attempt: Callable[[int], None], size: int, device: torch.device) -> bo
 
 @contextlib.contextmanager
 def explain_out_of_memory(micro_batch: int) -> Iterator[None]:
-    """Turn running out of GPU memory, which may happen to one process alone, into advice."""
+    """Raise UserError where the GPU runs out of memory, which may happen to one process alone."""
     try:
         yield
     except torch.OutOfMemoryError:

@@ -1,4 +1,4 @@
-"""What `train_gpt2.py` prepares before its first step: sizes, data, weights, the log and its header.
+"""What `train_gpt2.py` prepares before its first step: configuration, data, weights, the log and its header.
 
 Built in notebook 12.
 """
@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 
-from gpt2.config.run import Run, to_json
+from gpt2.config.run import Run
 from gpt2.data.loader import Sequences, TokenLoader
 from gpt2.data.shards import find_shards
 from gpt2.evaluation.hellaswag import Item, load_items
 from gpt2.formats.build import build, make_config, trained_config
+from gpt2.formats.checkpoint import ResumePoint
 from gpt2.formats.load import from_pretrained, is_pretrained, pretrained_config
 from gpt2.logs.trackers import check_trackers, open_trackers
 from gpt2.logs.writer import RunLog, Tracker
@@ -30,12 +31,11 @@ from gpt2.planning.gpus import peak_flops
 from gpt2.system.errors import UserError
 from gpt2.system.processes import Processes
 from gpt2.training.execution import Execution
-from gpt2.training.run_folder import ResumePoint
 from gpt2.training.telemetry import describe_machine
 
 
 def choose_config(run: Run, processes: Processes) -> GPTConfig:
-    """The configuration of the run's network, by name or as its weights have it; nothing is allocated.
+    """The configuration of the run's model, from its name or from pretrained weights; nothing is allocated.
 
     Raises UserError where it can't be built, contradicts the weights, or needs more memory than there is.
     """
@@ -76,7 +76,7 @@ class RunData:
 
 
 def open_data(run: Run, config: GPTConfig, processes: Processes) -> RunData:
-    """Open the shards; every token's place in the run is then fixed. Raises UserError for what is missing or unfit."""
+    """Open the shards, which fixes the place of every token in the run. Raises UserError for unfit shards."""
     block_size = trained_config(run.model, config).block_size
     train = find_shards(run.data.shards, "train", run.model.vocab_size)
     val = Sequences(find_shards(run.data.val_shards or run.data.shards, "val", run.model.vocab_size), block_size)
@@ -101,7 +101,7 @@ def open_data(run: Run, config: GPTConfig, processes: Processes) -> RunData:
 
 
 def make_model(run: Run, config: GPTConfig, device: torch.device) -> GPT | Modern:
-    """The model with random weights, or those to start from: the same in every process."""
+    """The model with random or pretrained weights, the same in every process."""
     torch.manual_seed(run.system.seed)
     model = from_pretrained(run.model.init) if is_pretrained(run.model.init) else build(config)
     if run.system.small_gpu:
@@ -112,17 +112,14 @@ def make_model(run: Run, config: GPTConfig, device: torch.device) -> GPT | Moder
 def open_log(
     run: Run, resume: ResumePoint, model: GPT | Modern, execution: Execution, processes: Processes
 ) -> tuple[RunLog, float]:
-    """The log, with its header and trackers; and the seconds of a step at the devices' peak, which MFU compares with.
+    """The log, with its header and trackers; and the seconds of a step at the devices' peak FLOPS, for the MFU.
 
-    The first process alone writes.
+    Only the first process writes.
     """
     peak, source = peak_flops(processes.device, execution.precision)
-    batch, steps, flops = (
-        run.data.batch_tokens,
-        run.schedule.steps,
-        run_flops(run, trained_config(run.model, model.config)),
-    )
-    settings, folder = json.loads(to_json(run)), Path(run.log.folder)
+    batch, steps = run.data.batch_tokens, run.schedule.steps
+    flops = run_flops(run, trained_config(run.model, model.config))
+    settings, folder = dataclasses.asdict(run), Path(run.log.folder)
     lines = {
         "command": shlex.join(["train_gpt2.py", *sys.argv[1:]]),
         **describe_machine(processes),
@@ -134,7 +131,7 @@ def open_log(
     }
     if resume.path is not None:
         lines["resumed"] = f"at step {resume.step}, from {resume.path}"
-    lines |= {f"note {i}": note for i, note in enumerate(resume.notes, 1)}
+    lines |= {f"note {i}": f"{sentence}; it is not used" for i, sentence in enumerate(resume.damaged, 1)}
     trackers: list[Tracker] = []
     if processes.is_first:
         trackers, notes = open_trackers(folder, run.log.tensorboard, run.log.wandb, settings, resume.step)
