@@ -33,7 +33,7 @@ class Mutation:
 
 
 MUTATIONS = [
-    Mutation("00", "gpt2/logs/reader.py", 'columns(TRAIN, "loss", "lr"', 'columns(TRAIN, "lr", "loss"'),
+    Mutation("00", "gpt2/logs/formats.py", r"loss: <loss> \| lr: <lr>", r"loss: <lr> \| lr: <loss>"),
     Mutation("01", "gpt2/data/tokenizer.py", "if rank < vocab_size - 1}", "if rank < vocab_size - 2}"),
     Mutation("02", "gpt2/kernels.py", "causal = mask is None and T > 1", "causal = False"),
     Mutation("03", "gpt2/model.py", "self.mlp(self.ln_2(x))", "self.mlp(x)"),

@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT / "notebooks"))
 import checks
 import contents
 import execute
+import mutations
 from contents import code, find, read
 from execute import checksum, is_stale
 
@@ -126,10 +127,6 @@ NEEDS_NONE = {
         *("training.checkpoint.random_states", "training.evaluation.is_due", "training.telemetry.describe_machine"),
         *("training.telemetry.layer_of", "training.run_folder.fingerprint_of", "formats.checkpoint.ResumePoint"),
     ),
-    "prepares what an evaluation is called with": (
-        "evaluation.hellaswag.group_endings",
-        "evaluation.validation.HeldOut",
-    ),
     "what train_gpt2.py calls before its loop, and names beside the notebooks that build its pieces": (
         *("training.setup.RunData", "training.setup.choose_config", "training.setup.make_model"),
         *("training.setup.open_data", "training.setup.open_log", "training.signals.interruptible"),
@@ -169,6 +166,12 @@ def test_every_public_name_is_in_a_notebook_or_has_a_reason():
         where = [lesson for lesson in lessons if module in lesson.modules or f"gpt2.{module}" in lesson.text]
         missing |= {f"{module}.{name}" for name in names if not any(lesson.mentions(name) for lesson in where)}
     assert missing == {name for names in NEEDS_NONE.values() for name in names}
+
+
+@pytest.mark.parametrize("mutation", mutations.MUTATIONS, ids=lambda mutation: f"{mutation.notebook} {mutation.wrong}")
+def test_a_mutation_changes_one_line_that_is_there(mutation):
+    """`python notebooks/mutations.py` then checks, in half an hour, that the notebooks notice."""
+    assert (ROOT / mutation.file).read_text(encoding="utf-8").count(mutation.right) == 1
 
 
 def test_links_between_notebooks_lead_somewhere():
