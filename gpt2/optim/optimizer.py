@@ -118,10 +118,6 @@ class AdamWAndMuon(torch.optim.Optimizer):
         weights = [pair for group in muon for pair in zip(group["params"], group["fused_rows"], strict=True)]
         self.matrices = {matrix.weight: matrix for matrix in assign_owners(weights, world_size)}
 
-    def is_exclusive(self, p: nn.Parameter, key: str) -> bool:
-        """Whether no other process has the state `key` of p, not even another shard of it."""
-        return key == "momentum" and not isinstance(p, DTensor)
-
     def begin(self, updates: int) -> None:
         """Create the state after so many updates, with zeros in its tensors, to be filled from a checkpoint."""
         for p in (p for group in self.param_groups for p in group["params"]):

@@ -9,6 +9,7 @@ The writer of torch.distributed.checkpoint (torch 2.13) is not used: it held Pyt
 import dataclasses
 import json
 import os
+import re
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -201,8 +202,9 @@ def _write_file(path: Path, parts: dict[str, Part]) -> dict[str, Any]:
     tensors = {name: part for name, (part, _) in parts.items()}
     try:
         save_file(tensors, path, metadata={"DCP_SHARDING_INFO": json.dumps(places)})
-    except SafetensorError as error:  # a full disk, in the words of the operating system
-        raise OSError(str(error)) from None
+    except SafetensorError as error:  # names the error of the operating system in its text only
+        number = re.search(r"os error (\d+)", str(error))
+        raise (OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))) from None
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
     return {path.name: checksum(path)}
