@@ -17,6 +17,7 @@ from conftest import Run, command, make_shards, run_python, train, train_words, 
 from safetensors.torch import load_file
 
 from gpt2.formats import checkpoint
+from gpt2.formats.load import from_pretrained, pretrained_config
 from gpt2.logs.reader import read_log
 
 STEPS = ("--schedule.steps", "200", "--data.batch-tokens", "512", "--system.micro-batch", "2")
@@ -349,6 +350,7 @@ def test_nothing_in_a_checkpoint_can_run_code(short):
 
 def test_a_run_that_has_not_ended_can_be_evaluated_and_sampled_from_its_newest_checkpoint(data, halfway, tmp_path):
     folder = copy_of(halfway, tmp_path / "run")
+    assert pretrained_config(folder) == from_pretrained(folder).config
     assert run_python("-m", "gpt2", "generate", folder, "--tokens", "4", "--prompt", "a").stdout.startswith("a")
     train(data, folder, *HALFWAY)
     exported = run_python("-m", "gpt2", "evaluate", folder).stdout

@@ -37,7 +37,7 @@ Part = tuple[Tensor, list[int]]  # what one process holds of a tensor, and where
 
 @dataclass
 class TrainingState:
-    """All that changes while a run goes on: what a checkpoint holds."""
+    """Everything that changes during a run: what a checkpoint holds."""
 
     model: GPT | Modern
     trained: nn.Module  # the same model as it is trained: compiled, divided over the processes
