@@ -70,9 +70,12 @@ def test_the_loop_ends_when_it_is_asked_to_or_gets_no_further(shards, tmp_path):
     script.send_signal(signal.SIGTERM)
     said, _ = script.communicate(timeout=60)
     assert script.returncode == 1 and "stopped: asked to by SIGTERM" in said and not (folder / "DONE").exists()
-    mistaken = loop(shards, tmp_path / "other", "--optim.lr", "-1", processes=1)
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\necho an attempt\nexit 2\n")
+    broken.chmod(0o755)
+    mistaken = loop(shards, tmp_path / "other", TORCHRUN=str(broken), PYTHON=sys.executable)
     said, _ = mistaken.communicate(timeout=90)
-    assert mistaken.returncode == 1 and said.count("error: --optim.lr -1.0 is out of range") == 3
+    assert mistaken.returncode == 1 and said.count("an attempt") == 3
 
 
 def test_machines_that_meet_train_one_run(shards, tmp_path):
