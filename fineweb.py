@@ -1,12 +1,14 @@
 """Text → token shards.
 
-    python fineweb.py                                  FineWeb-Edu 10B, 100 shards of 100 M tokens
-    python fineweb.py --source stdlib --vocab-size 2048   the Python standard library: no network needed
+    python fineweb.py                                     FineWeb-Edu 10B, 100 shards of 100 M tokens
+    python fineweb.py --source stories --vocab-size 2048  twelve novels that come with this package: no network needed
+    python fineweb.py --source novels --files NOVELS      a folder of novels as .txt files: whole books are held out
     python fineweb.py --source files --files 'books/*.txt' notes.jsonl.gz
 
 Documents are read in the order of the source. `<|endoftext|>` stands in front of each, and the tokens are cut into
-shards of equal size. The first documents are held out as `val`, whole; the rest is `train`. The index in the output
-folder says how far each shard reached into the source, so the same command resumes an interrupted run.
+shards of equal size. The first documents are held out as `val`, whole, and the next as `test`, if asked for. The rest
+is `train`. The index in the output folder says how far each shard reached into the source, so the same command
+resumes an interrupted run.
 
 This file composes; the pieces are in gpt2/data/, each built by hand in a notebook.
 """
@@ -20,12 +22,12 @@ from pathlib import Path
 import tyro
 from tqdm import tqdm
 
-from gpt2.data import sources
+from gpt2.data import novels, sources
 from gpt2.data.options import Options
 from gpt2.data.pipeline import pieces, tokenized
 from gpt2.data.sources import Corpus
 from gpt2.data.tokenizer import get_encoding
-from gpt2.data.writer import ShardWriter
+from gpt2.data.writer import Limit, ShardWriter
 from gpt2.system.errors import UserError, run_command
 from gpt2.system.machine import available_cores
 from gpt2.system.ranges import check_ranges
@@ -59,6 +61,8 @@ def check(options: Options, folder: Path) -> None:
     check_ranges(options)
     if options.part >= options.parts:
         raise UserError(f"--part {options.part} of --parts {options.parts} is impossible; parts count from 0")
+    if options.source == "novels" and options.parts > 1:
+        raise UserError(f"--parts {options.parts} can't divide whole books; one machine makes the shards of novels")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -74,8 +78,7 @@ def make_shards(options: Options, folder: Path) -> None:
         print(f"{folder} is complete already: {len(writer.records)} shards")
         return
     corpus = open_corpus(options)
-    if corpus.local and corpus.size is not None and options.val_tokens is None:
-        writer.val_bytes = max(1, corpus.size // HELD_OUT)
+    writer.limits = held_out(options, corpus)
     first, earlier = writer.document, len(writer.records)
     stream = tokenized(encoding, pieces(corpus.read(first), first), options.workers or available_cores())
     started, tokens_done = time.perf_counter(), 0
@@ -98,11 +101,25 @@ def make_shards(options: Options, folder: Path) -> None:
     )
 
 
+def held_out(options: Options, corpus: Corpus) -> dict[str, Limit]:
+    """Where val ends, and test if there is one."""
+    if corpus.held_out and options.val_tokens is None:
+        return {split: Limit(documents=end) for split, end in zip(("val", "test"), corpus.held_out, strict=True)}
+    limit = Limit(tokens=options.val_tokens or options.shard_tokens)
+    if corpus.local and corpus.size is not None and options.val_tokens is None:
+        limit = limit._replace(bytes=max(1, corpus.size // HELD_OUT))
+    return {"val": limit, "test": limit} if options.test else {"val": limit}
+
+
 def open_corpus(options: Options) -> Corpus:
     """The documents that the options name. Raises UserError if they are not available."""
     share = {"part": options.part, "parts": options.parts}
     if options.source == "stdlib":
         return sources.stdlib(**share)
+    if options.source == "stories":
+        return sources.stories(**share)
+    if options.source == "novels":
+        return novels.novels(options.files)
     if options.source == "files":
         return sources.files(options.files, options.text_field, **share)
     path = options.hf_path or FINEWEB.get(options.source)

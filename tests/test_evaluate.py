@@ -13,7 +13,7 @@ from conftest import make_shards, run_python, train
 from torch.nn import functional as F
 
 from gpt2.data.loader import Sequences
-from gpt2.data.shards import find_shards
+from gpt2.data.shards import find_shards, write_shard
 from gpt2.data.tokenizer import get_encoding, token_bytes
 from gpt2.evaluation import validation
 from gpt2.evaluation.report import Options, compressed_bits_per_byte, report
@@ -201,6 +201,19 @@ def test_two_processes_measure_a_hugging_face_folder_as_one_does(model, data, se
     assert f"perplexity per token {one.perplexity:.2f}, per byte {one.perplexity_per_byte:.4f}" in done
     assert f"accuracy top-1 {one.top1:.4f}, top-10 {one.top10:.4f}" in done
     assert f"on the same 200 bytes: model {one.bits_per_byte:.3f} | gzip" in done
+
+
+def test_the_test_split_is_measured_if_it_is_asked_for(model, data, tmp_path, capsys):
+    save_pretrained(model, tmp_path / "model")
+    write_shard(tmp_path / "test_000000.npy", np.load(data / "val_000000.npy")[200:800])
+    flags = {"model": str(tmp_path / "model"), "shards": str(tmp_path), "precision": "fp32"}
+    report(Options(**flags, split="test"), ONE)
+    text = HeldOut(Sequences(find_shards(tmp_path, "test"), T), 600, SIZES)
+    assert f"loss {measure(model, text, 8, ONE, 'fp32').loss:.4f} nats" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no val shards"):
+        report(Options(**flags), ONE)
+    with pytest.raises(UserError, match=f"no test shards.*--source stories --test --out {data}"):
+        report(Options(**{**flags, "shards": str(data)}, split="test"), ONE)
 
 
 @pytest.mark.parametrize(

@@ -527,7 +527,7 @@ def test_no_network_is_said_within_seconds_with_the_offline_source(
     began = time.monotonic()
     with ThreadPoolExecutor(len(ONLINE)) as pool:
         commands = [["--source", *source, "--out", str(tmp_path / "out")] for source in ONLINE]
-        list(pool.map(lambda words: refused(words, "--source stdlib"), commands))
+        list(pool.map(lambda words: refused(words, "--source stories"), commands))
     assert time.monotonic() - began < 20  # 5 s alone; this may be a busy machine
     assert os.listdir(tmp_path / "out") == []
 

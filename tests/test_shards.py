@@ -195,7 +195,7 @@ def test_glob_pattern_gives_what_it_matches(tmp_path: Path) -> None:
 @pytest.mark.parametrize("where", ["empty", "missing", "missing/*.bin"])
 def test_no_shards_says_how_to_make_some(tmp_path: Path, where: str) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"no train shards in .*(empty|missing).*python fineweb\.py --source stdlib"):
+    with pytest.raises(UserError, match=r"no train shards in .*(empty|missing).*python fineweb\.py --source stories"):
         find_shards(tmp_path / where, "train")
 
 

@@ -13,11 +13,14 @@ from gpt2.data.tokenizer import GPT2_VOCAB, MIN_VOCAB
 class Options:
     """Text → token shards for train_gpt2.py."""
 
-    source: Literal["fineweb-edu", "fineweb", "pretokenized", "hf", "files", "stdlib"] = "fineweb-edu"
+    source: Literal["fineweb-edu", "fineweb", "pretokenized", "hf", "files", "novels", "stories", "stdlib"] = (
+        "fineweb-edu"
+    )
     """fineweb-edu, fineweb: samples of Hugging Face's web text. pretokenized: FineWeb-10B as GPT-2 tokens, ready to
-    train on. hf: any dataset, with --hf-path. files: local files, with --files. stdlib: this Python's own source."""
+    train on. hf: any dataset, with --hf-path. files: local files, with --files. novels: books, with --files FOLDER.
+    stories: twelve novels that come with this package. stdlib: this Python's own source."""
     files: tuple[str, ...] = ()
-    """Glob patterns of .txt .md .py .json .jsonl .parquet, also as .gz or .zst (quote them)."""
+    """Folders, or glob patterns (quote them), of .txt .md .py .json .jsonl .parquet, also as .gz, .xz or .zst."""
     hf_path: str | None = None
     """Dataset on the hub, or a local dataset folder."""
     hf_name: str | None = None
@@ -30,8 +33,10 @@ class Options:
     """npy as build-nanogpt, bin as llm.c and modded-nanogpt."""
     shard_tokens: Annotated[int, Ge(1)] = 100_000_000
     val_tokens: Annotated[int | None, Ge(1)] = None
-    """Hold out the first documents until they have this many tokens [files, stdlib: a twentieth of the text, but at
-    most one shard; else: one shard]."""
+    """Hold out the first documents until they have this many tokens [files, stories, stdlib: a twentieth of the text,
+    but at most one shard; novels: three books; else: one shard]."""
+    test: bool = False
+    """Hold out as much again as a second split, test [novels: always]."""
     max_shards: Annotated[int | None, Ge(1)] = None
     """Stop after this many train shards."""
     workers: Annotated[int | None, Ge(1)] = None

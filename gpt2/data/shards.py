@@ -97,7 +97,7 @@ def _bin_header(file: Any) -> int:
 
 
 def find_shards(where: str | Path, split: str, vocab_size: int | None = None) -> list[Shard]:
-    """The shards of `split` (`train` or `val`) in a folder, or all that match a glob pattern, in the order of names.
+    """The shards of `split` (train, val or test) in a folder, or all that match a glob pattern, in the order of names.
 
     The file name of a shard contains its split. With `vocab_size`, shards of another vocabulary are refused.
     Raises UserError if no shard is found, one is damaged, or one has another vocabulary.
@@ -108,8 +108,10 @@ def find_shards(where: str | Path, split: str, vocab_size: int | None = None) ->
     else:
         paths = [Path(p) for p in glob.glob(str(where))]
     if not paths:
+        extra = " --test" if split == "test" else ""
         raise UserError(
-            f"no {split} shards in {str(where)!r}; make some with: python fineweb.py --source stdlib --out {where}"
+            f"no {split} shards in {str(where)!r}; make some with: "
+            f"python fineweb.py --source stories{extra} --out {where}"
         )
     shards = [open_shard(path) for path in sorted(paths)]
     if vocab_size is not None:

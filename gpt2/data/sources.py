@@ -10,10 +10,11 @@ import hashlib
 import io
 import itertools
 import json
+import lzma
 import os
 import sysconfig
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,15 @@ from tqdm import tqdm
 from gpt2.data.shards import open_shard
 from gpt2.system.errors import UserError
 
-PLAIN, RECORDS = (".txt", ".md", ".py"), (".jsonl", ".json", ".parquet")  # kinds of files
+PLAIN, RECORDS = (".txt", ".md", ".py"), (".jsonl", ".json", ".parquet")
+KINDS = (*PLAIN, *RECORDS)  # of files
 STDLIB_LEAVES_OUT = {
     *("test", "tests", "idle_test", "__pycache__", "site-packages", "dist-packages"),  # not library text
     *("encodings", "pydoc_data", "msilib", "entities.py", "turtledemo"),  # generated tables, demonstrations
 }
 PRETOKENIZED, PRETOKENIZED_SHARDS = "kjj0/fineweb10B-gpt2", 103
+STORIES = Path(__file__).parent / "stories.jsonl.xz"
+STORIES_BYTES = 4_385_802  # of text
 NETWORK_TIMEOUT = 5.0  # s
 
 
@@ -38,6 +42,7 @@ class Corpus:
     read: Callable[[int], Iterator[str]]  # number of documents to skip → the texts of all others
     size: int | None  # bytes on disk, if known
     local: bool  # whether they are on this machine's disk
+    held_out: tuple[int, ...] = ()  # the document numbers at which val and test end, if the source decides
 
 
 def stdlib(part: int = 0, parts: int = 1) -> Corpus:
@@ -47,27 +52,46 @@ def stdlib(part: int = 0, parts: int = 1) -> Corpus:
     return _local([p for p in paths if not p.name.startswith("_sysconfigdata")], root, "text", part, parts)
 
 
-def files(patterns: tuple[str, ...], text_field: str = "text", part: int = 0, parts: int = 1) -> Corpus:
-    """Local files by glob patterns: .txt .md .py (one document per file), .jsonl .json .parquet, also as .gz or .zst.
+def stories(part: int = 0, parts: int = 1) -> Corpus:
+    """Twelve English novels that come with this package, a document per chapter, in an order that mixes the books."""
+    size = STORIES_BYTES // parts
+    return replace(_local([STORIES], STORIES.parent, "text", part, parts), size=size)
 
-    A single plain file is split after its first twentieth, so that some of it can be held out.
+
+def files(patterns: tuple[str, ...], text_field: str = "text", part: int = 0, parts: int = 1) -> Corpus:
+    """Local files: .txt .md .py (one document per file), .jsonl .json .parquet, also as .gz, .xz or .zst.
+
+    A pattern is a glob pattern, or a folder, which stands for all such files in it and below it. A single plain file
+    is split after its first twentieth, so that some of it can be held out.
     Raises UserError if no file matches or a file has another format.
     """
     if not patterns:
         raise UserError("--source files needs at least one pattern, for example: --files 'texts/**/*.txt'")
-    matches = {Path(p).absolute() for pattern in patterns for p in glob.glob(pattern, recursive=True)}
-    paths = sorted(path for path in matches if path.is_file())
-    if not paths:
-        raise UserError(f"no file matches {' '.join(patterns)}; check the pattern, and quote it so the shell leaves it")
+    paths = matching_files(patterns)
     for path in paths:
-        if _kind(path) not in (*PLAIN, *RECORDS):
-            raise UserError(f"can't read {path}: give {' '.join((*PLAIN, *RECORDS))} files, also as .gz or .zst")
+        if _kind(path) not in KINDS:
+            raise UserError(f"can't read {path}: give {' '.join(KINDS)} files, also as .gz, .xz or .zst")
     return _local(paths, Path(os.path.commonpath(paths)), text_field, part, parts)
 
 
+def matching_files(patterns: tuple[str, ...]) -> list[Path]:
+    """The files that match, in the order of their names. Raises UserError if there are none."""
+    found = {Path(p).absolute() for pattern in patterns for p in glob.glob(pattern, recursive=True)}
+    below = {p for folder in found if folder.is_dir() for p in folder.rglob("*") if _kind(p) in KINDS}
+    paths = sorted(path for path in found | below if path.is_file())
+    if not paths:
+        raise UserError(f"no file matches {' '.join(patterns)}; check the pattern, and quote it so the shell leaves it")
+    return paths
+
+
+def hash_order(name: str) -> bytes:
+    """Sort key: an order that is the same on every machine, and independent of topics."""
+    return hashlib.sha256(name.encode()).digest()
+
+
 def _local(paths: list[Path], root: Path, text_field: str, part: int, parts: int) -> Corpus:
-    """Files in the order of the hashes of their names: the same on every run, and independent of topics."""
-    paths = sorted(paths, key=lambda p: hashlib.sha256(p.relative_to(root).as_posix().encode()).digest())
+    """The documents of files, in the hash order of their names."""
+    paths = sorted(paths, key=lambda path: hash_order(path.relative_to(root).as_posix()))
 
     def read(skip: int) -> Iterator[str]:
         documents = itertools.chain.from_iterable(_documents(path, text_field, len(paths) == 1) for path in paths)
@@ -78,7 +102,7 @@ def _local(paths: list[Path], root: Path, text_field: str, part: int, parts: int
 
 def _kind(path: Path) -> str:
     """`a.jsonl.gz` → `.jsonl`."""
-    return (path.with_suffix("") if path.suffix in (".gz", ".zst") else path).suffix
+    return (path.with_suffix("") if path.suffix in (".gz", ".xz", ".zst") else path).suffix
 
 
 def _documents(path: Path, text_field: str, alone: bool) -> Iterator[str]:
@@ -95,6 +119,8 @@ def _documents(path: Path, text_field: str, alone: bool) -> Iterator[str]:
 def _open(path: Path) -> Any:
     if path.suffix == ".gz":
         return gzip.open(path)
+    if path.suffix == ".xz":
+        return lzma.open(path)
     if path.suffix == ".zst":
         import pyarrow  # a dependency of datasets; unlike the package zstandard it notices a truncated file
 
@@ -209,5 +235,5 @@ def check_reachable(repository: str) -> None:
     except Exception as error:  # offline, unknown, gated: no common base, and the advice is the same
         raise UserError(
             f"can't reach dataset {repository!r} on the hub ({type(error).__name__}); connect to the internet, "
-            "or use what is on this machine: --source stdlib, or --source files --files PATTERN"
+            "or use what is on this machine: --source stories, or --source files --files PATTERN"
         ) from None

@@ -8,7 +8,7 @@ import math
 from array import array
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tiktoken
@@ -20,16 +20,27 @@ from gpt2.data.shards import open_shard, read_index, sha256_of, write_index, wri
 from gpt2.data.tokenizer import token_bytes
 from gpt2.system.errors import UserError
 
+
+class Limit(NamedTuple):
+    """Where a held-out split ends: at the first document after so many tokens, bytes of text, or documents."""
+
+    tokens: float = math.inf
+    bytes: float = math.inf
+    documents: float = math.inf
+
+
 NOT_IN_THE_DATA = ("out", "workers", "max_shards", "part")  # options in which runs into one folder may differ
 
 
 class ShardWriter:
-    """Fills one shard after another and keeps the index. Shard 0 is `val`; part i of n writes shards i, i + n, …"""
+    """Fills one shard after another and keeps the index.
+
+    Shard 0 is `val`, beside it may be a shard 0 of `test`. Part i of n writes shards i, i + n, …
+    """
 
     def __init__(self, options: Options, folder: Path, encoding: tiktoken.Encoding):
         self.options, self.folder = options, folder
-        self.val_tokens = options.val_tokens or options.shard_tokens  # `val` is full with this many tokens,
-        self.val_bytes = math.inf  # or with this many bytes of text
+        self.limits = {"val": Limit()}  # of the held-out splits, in the order in which part 0 writes them
         self.sizes = token_bytes(encoding)
         self.index = folder / ("index.json" if options.parts == 1 else f"index_{options.part}_of_{options.parts}.json")
         self.settings = json.loads(json.dumps({k: v for k, v in asdict(options).items() if k not in NOT_IN_THE_DATA}))
@@ -39,9 +50,17 @@ class ShardWriter:
         self.to_skip = 0  # tokens of the first document that an earlier run has written
 
     @property
+    def split(self) -> str:
+        """The split of the next shard."""
+        held_out = list(self.limits)
+        return held_out[len(self.records)] if self.options.part == 0 and len(self.records) < len(held_out) else "train"
+
+    @property
     def number(self) -> int:
         """The number of the next shard."""
-        return self.options.part + self.options.parts * len(self.records)
+        if self.split == "test":
+            return 0
+        return self.options.part + self.options.parts * sum(record["split"] != "test" for record in self.records)
 
     @property
     def full(self) -> bool:
@@ -77,29 +96,32 @@ class ShardWriter:
         """Append the tokens of a piece, and write every shard that they fill. Return the appended bytes of text."""
         if piece.starts:
             self.document, self.inside = piece.document, 0
-            if self.number == 0 and (len(self.buffer) >= self.val_tokens or self.bytes >= self.val_bytes):
+            limit = self.limits.get(self.split)
+            reached = (len(self.buffer), self.bytes, self.document)
+            if limit and self.buffer and any(value >= most for value, most in zip(reached, limit, strict=True)):
                 self._close()
         skipped = min(self.to_skip, len(tokens))
         tokens, added = tokens[skipped:], 0
         self.to_skip -= skipped
         self.inside += skipped
         while len(tokens) and not self.full:
-            room = len(tokens) if self.number == 0 else self.options.shard_tokens - len(self.buffer)
+            room = len(tokens) if self.split in self.limits else self.options.shard_tokens - len(self.buffer)
             head, tokens = tokens[:room], tokens[room:]
             size = int(self.sizes[head].sum())
             self.buffer.frombytes(head.tobytes())
             self.inside += len(head)
             self.bytes += size
             added += size
-            if self.number > 0 and len(head) == room:
+            if self.split == "train" and len(head) == room:
                 self._close()
         return added
 
     def finish(self) -> None:
         """Write the last, shorter shard. Raises UserError if there was no text, or none is left for training."""
-        if self.number == 0 and self.buffer:
+        if self.split in self.limits and self.buffer:
+            held_out = sum(record["tokens"] for record in self.records) + len(self.buffer)
             raise UserError(
-                f"all {len(self.buffer):,} tokens of the source went to val; "
+                f"all {held_out:,} tokens of the source went to {' and '.join(self.limits)}; "
                 "hold out less with --val-tokens, or give more text"
             )
         if self.buffer:
@@ -110,7 +132,7 @@ class ShardWriter:
 
     def _close(self) -> None:
         """Write the shard, then the index that names it. Raises OSError, e.g. on a full disk; whole shards stay."""
-        split = "val" if self.number == 0 else "train"
+        split = self.split
         path = self.folder / f"{split}_{self.number:06d}.{self.options.format}"
         write_shard(path, np.frombuffer(self.buffer, dtype=np.uint16))
         record = {"name": path.name, "split": split, "tokens": len(self.buffer), "bytes": self.bytes}

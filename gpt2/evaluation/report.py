@@ -30,7 +30,9 @@ class Options:
     model: Annotated[str, tyro.conf.Positional]
     """Run folder, Hugging Face folder, or a published name such as gpt2."""
     shards: str | None = None
-    """Folder of shards whose val part is read, or a glob pattern of shards (quote it) [the run's]."""
+    """Folder of shards, or a glob pattern of shards (quote it) [the run's]."""
+    split: Literal["val", "test"] = "val"
+    """Which held-out part of a folder is read. Choose settings by val; then test measures the chosen ones once."""
     tokens: Annotated[int | None, Ge(1)] = None
     """Targets to score, from the start [as many as the run used]."""
     last_n: Annotated[int | None, Ge(1)] = None
@@ -81,13 +83,15 @@ def recorded_run(folder: str) -> Run | None:
 
 
 def held_out_text(options: Options, run: Run | None, config: GPTConfig) -> HeldOut:
-    """The val shards that the options name, or the run's. Raises UserError if there are none, or too few tokens."""
-    shards = options.shards or (run and (run.data.val_shards or run.data.shards))
+    """The shards that the options name, or the run's. Raises UserError if there are none, or too few tokens."""
+    shards = options.shards
+    if run and not shards:
+        shards = run.data.val_shards if run.data.val_shards and options.split == "val" else run.data.shards
     if not shards:
         raise UserError(f"{options.model} is not a run folder, so it names no text; add --shards DATA")
     T = (run and run.model.block_size) or config.block_size
     n, tokens = options.last_n or T, options.tokens or (run or Run()).eval.tokens
-    sequences = Sequences(find_shards(shards, "val", config.vocab_size), T)
+    sequences = Sequences(find_shards(shards, options.split, config.vocab_size), T)
     count = count_windows(sequences, tokens, n)
     if count < 1:
         raise UserError(
