@@ -15,7 +15,7 @@ COMMANDS = {
     "plan": ("gpt2.planning.plan", "what a run needs and costs, before machines are rented"),
     "sweep": ("gpt2.training.sweep", "how fast a preset trains on this machine, by micro-batch"),
     "inspect": ("gpt2.planning.inspect", "build a preset's model, and show the shapes on the way through it"),
-    "convert": ("gpt2.formats.convert", "write a model as a .bin file for llm.c"),
+    "convert": ("gpt2.formats.convert", "write a model as a Hugging Face folder, or a file for llm.c"),
     "check": ("gpt2.data.check", "compare every shard of a folder with its index"),
 }
 

@@ -69,9 +69,10 @@ def generate(model: GPT | Modern, idx: Tensor, tokens: int, **rule: Any) -> Iter
 class Options:
     """Continue a prompt with a trained model."""
 
-    run: Annotated[str, tyro.conf.Positional]
-    """Run folder, Hugging Face folder, .bin file of llm.c, or a published name such as gpt2."""
-    prompt: str = "Hello, I'm a language model,"
+    run: Annotated[str, tyro.conf.Positional] = "novels"
+    """Run folder, Hugging Face folder, .bin file of llm.c, a published name such as gpt2, or novels: a small model of
+    English novels that comes with this package."""
+    prompt: str = "The old man looked at"
     tokens: Annotated[int, Ge(1)] = 64
     samples: Annotated[int, Ge(1)] = 1
     temperature: Annotated[float, Ge(0)] = 0.8

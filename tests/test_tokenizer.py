@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import tiktoken
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+from transformers import AutoTokenizer
 
 from gpt2.data import tokenizer
-from gpt2.data.tokenizer import END_OF_TEXT, MERGES_URL, get_encoding, token_bytes
+from gpt2.data.tokenizer import END_OF_TEXT, MERGES_URL, get_encoding, huggingface_files, token_bytes
 from gpt2.system.errors import UserError
 
 SIZES = (257, 258, 300, 1024, 20000, 50257)
@@ -94,6 +95,16 @@ def test_gpt2_is_identical_to_tiktokens(monkeypatch: pytest.MonkeyPatch) -> None
     for text in AWKWARD + random_texts(300, seed=0):
         assert ours.encode_ordinary(text) == theirs.encode_ordinary(text)
     assert ours.encode_ordinary("Hello, I'm a language model,") == [15496, 11, 314, 1101, 257, 3303, 2746, 11]
+
+
+@pytest.mark.parametrize("size", [257, 300, 4096, 50257])
+def test_transformers_opens_the_same_encoding(tmp_path: Path, size: int) -> None:
+    for name, content in huggingface_files(size).items():
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    theirs, ours = AutoTokenizer.from_pretrained(tmp_path), get_encoding(size)
+    assert len(theirs) == size and theirs.eos_token_id == ours.eot_token
+    for text in AWKWARD + random_texts(100, seed=0):
+        assert theirs(text)["input_ids"] == ours.encode(text, allowed_special={END_OF_TEXT})
 
 
 def test_endoftext_inside_a_text_is_ordinary_text() -> None:

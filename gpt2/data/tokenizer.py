@@ -8,6 +8,7 @@ GPT-2's 50,000 merges are ordered, so the first k of them are a byte-pair encodi
 
 import functools
 import importlib.util
+import json
 from pathlib import Path
 
 import numpy as np
@@ -50,18 +51,38 @@ def token_bytes(encoding: tiktoken.Encoding) -> np.ndarray:
     return sizes
 
 
-def _ranks(merges: str) -> dict[bytes, int]:
-    """The rank of every token, from the text of `vocab.bpe`: first the 256 bytes, then one token per merge.
+def huggingface_files(vocab_size: int) -> dict[str, str]:
+    """The same encoding as the files that `transformers.AutoTokenizer` opens: name → content. Raises UserError."""
+    merges = _merges().splitlines()[: 1 + vocab_size - MIN_VOCAB]  # the first line is a version
+    tokens = [*_spelt_tokens(merges[1:]), END_OF_TEXT]
+    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
+    return {
+        "vocab.json": json.dumps({token: rank for rank, token in enumerate(tokens)}),
+        "merges.txt": "\n".join(merges) + "\n",
+        "tokenizer_config.json": json.dumps({"tokenizer_class": "GPT2Tokenizer", **special}, indent=2) + "\n",
+    }
 
-    The file writes printable bytes as themselves, and the others as the characters from U+0100 on, in order.
+
+def _spelt_tokens(merges: list[str]) -> list[str]:
+    """All tokens in the order of their ranks, as GPT-2's files spell them: first the 256 bytes, then one per merge.
+
+    Printable bytes stand for themselves, and the others are the characters from U+0100 on, in order.
     """
+    return [*_byte_characters(), *(merge.replace(" ", "") for merge in merges)]
+
+
+def _byte_characters() -> dict[str, int]:
+    """The character that GPT-2's files write for each byte, in the order of the bytes' ranks."""
     printable = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
     others = [b for b in range(256) if b not in printable]
-    byte_of = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
-    ranks = {bytes([b]): rank for rank, b in enumerate(printable + others)}
-    for line in merges.splitlines()[1:]:  # the first line is a version
-        ranks[bytes(byte_of[character] for character in line.replace(" ", ""))] = len(ranks)
-    return ranks
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+def _ranks(merges: str) -> dict[bytes, int]:
+    """The rank of every token, from the text of `vocab.bpe`, whose first line is a version."""
+    byte_of = _byte_characters()
+    tokens = _spelt_tokens(merges.splitlines()[1:])
+    return {bytes(byte_of[character] for character in token): rank for rank, token in enumerate(tokens)}
 
 
 def _merges() -> str:

@@ -1,4 +1,4 @@
-"""Model folders in the Hugging Face layout: `config.json` and `model.safetensors`.
+"""Model folders in the Hugging Face layout: `config.json`, `model.safetensors`, and the tokenizer's files.
 
 A GPT-2 has the layout of OpenAI's published weights, which `transformers` opens. Its matrices of attention and MLP are
 stored as (in, out), the transpose of a Linear's (out, in). A model with other parts is stored as it is.
@@ -10,9 +10,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save
-from torch import Tensor
 
+from gpt2.data.tokenizer import GPT2_VOCAB, MIN_VOCAB, huggingface_files
 from gpt2.formats.build import OPENAI, PADDED, build_from_tensors, config_from_json
 from gpt2.model import GPT, GPTConfig
 from gpt2.modern.model import Modern, ModernConfig
@@ -64,10 +65,11 @@ def read_model(folder: Path) -> GPT | Modern:
     return build_from_tensors(config, tensors)
 
 
-def save_pretrained(model: GPT | Modern, folder: str | Path) -> None:
-    """Write `config.json` and `model.safetensors`; `transformers` opens the folder of a GPT-2. Raises OSError.
+def save_pretrained(model: GPT | Modern, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Write configuration and weights; `transformers` opens the folder of a GPT-2. Raises OSError.
 
-    Each file is written under a temporary name, synced and renamed, so an interrupted save harms no older file.
+    The weights keep their dtype, unless another is given. A vocabulary of GPT-2's first merges is written too. Each
+    file appears whole or not at all, so an interrupted save harms no older one.
     """
     rows = model.config.vocab_size
     state = {name: p[:rows] if name in PADDED else p for name, p in model.state_dict().items()}
@@ -75,11 +77,14 @@ def save_pretrained(model: GPT | Modern, folder: str | Path) -> None:
     if isinstance(model, GPT):
         config = _published_config(model.config)
         state = {name: p.t() if _is_transposed(name) else p for name, p in state.items()}
-    tensors: dict[str, Tensor] = {name: p.detach().cpu().contiguous() for name, p in state.items()}
+    tensors = {name: p.detach().to("cpu", dtype or p.dtype).contiguous() for name, p in state.items()}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "model.safetensors", save(tensors, metadata={"format": "pt"}))
     write_atomically(folder / "config.json", json.dumps(config, indent=2).encode() + b"\n")
+    if MIN_VOCAB <= rows <= GPT2_VOCAB:
+        for name, content in huggingface_files(rows).items():
+            write_atomically(folder / name, content.encode())
 
 
 def download(name: str) -> Path:
