@@ -13,7 +13,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 DEMO := runs/demo
-WORDS := data/stdlib-2048
+STORIES := data/stories-2048
 
 .PHONY: demo test lab notebooks notebooks-test lint clean
 .DEFAULT_GOAL := demo
@@ -25,11 +25,11 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(READY)
-	$(BIN)/python fineweb.py --source stdlib --vocab-size 2048 --out $(WORDS)
+	$(BIN)/python fineweb.py --source stories --vocab-size 2048 --out $(STORIES)
 	$(BIN)/torchrun --standalone --nproc_per_node=2 train_gpt2.py demo --log.overwrite --system.device cpu
 	$(BIN)/gpt2 plot $(DEMO)/log.txt -o $(DEMO)/loss.png
-	$(BIN)/gpt2 generate $(DEMO) --prompt 'def ' --tokens 120
 	$(BIN)/gpt2 evaluate $(DEMO)
+	$(BIN)/gpt2 generate $(DEMO) --prompt 'The old man looked at' --tokens 120
 
 test: $(READY)
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m 'not alone and not gpu' -n 2 --dist worksteal
@@ -52,6 +52,6 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache $(DEMO) $(WORDS)
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache $(DEMO) $(STORIES)
 	rm -rf runs/notebook-* data/notebook-*
 	find . -name __pycache__ -prune -exec rm -rf {} +

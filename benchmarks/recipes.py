@@ -1,15 +1,14 @@
 """Every recipe's demo sibling on the same text: at equal tokens, then at equal time, several seeds each.
 
-    python benchmarks/recipes.py                                    five recipes, three seeds: over an hour
+    python benchmarks/recipes.py                                    six recipes, three seeds: over an hour
     python benchmarks/recipes.py --seeds 1 --tokens 1000000         a first look
     python benchmarks/recipes.py --recipes demo speedrun-demo
 
-All have 4 layers, 128 wide, T 128, 2,048 tokens a step and the 2,048 tokens of the vocabulary in common; what differs
-is the recipe (llm.c's is the lecture's, so `demo` stands for both). At equal tokens every one has the same steps. At
-equal time every one has the steps that take it as long as the fastest took for those, with its schedule shortened to
-fit; training time is the median step's, times the steps, so that compiling does not count. Runs that are complete are
-not made again: an interrupted comparison goes on, and the fastest recipe's runs stand in both columns. Writes
-recipes.png, and prints the table.
+All have 4 layers, 128 wide, T 128, 2,048 tokens per step and the 2,048 tokens of the vocabulary in common; what differs
+is the recipe. At equal tokens every one has the same steps. At equal time every one has the steps that take it as long
+as the fastest took for those, with its schedule shortened to fit. Training time is the median step's, times the steps,
+so compiling does not count. Runs that are complete are not made again: an interrupted comparison goes on, and the
+fastest recipe's runs stand in both columns. Writes recipes.png, and prints the table.
 """
 
 import os
@@ -39,15 +38,15 @@ ROOT = Path(__file__).resolve().parent.parent
 class Options:
     """Recipes side by side."""
 
-    recipes: tuple[str, ...] = (*("demo", "speedrun-demo", "languini-demo", "gpt-oss-demo", "magnitude-demo"),)
+    recipes: tuple[str, ...] = ("demo", *(name for name in PRESETS if name.endswith("-demo")))
     """Presets of train_gpt2.py."""
     seeds: int = 3
-    tokens: int | None = None
-    """Tokens of a run at equal tokens [the presets']."""
+    tokens: int = 4_096_000
+    """Tokens of a run at equal tokens."""
     folder: Path = Path("runs/recipes")
     """Where the runs and the figure go."""
-    shards: Path = Path("data/stdlib-2048")
-    """As `python fineweb.py --source stdlib --vocab-size 2048 --out data/stdlib-2048` made them."""
+    shards: Path = Path("data/stories-2048")
+    """As `python fineweb.py --source stories --vocab-size 2048 --out data/stories-2048` made them."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +64,7 @@ class Outcome:
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
-    steps = {name: PRESETS[name][1].schedule.steps for name in options.recipes}
-    if options.tokens:
-        steps = {name: max(1, options.tokens // PRESETS[name][1].data.batch_tokens) for name in options.recipes}
+    steps = {name: max(1, options.tokens // PRESETS[name][1].data.batch_tokens) for name in options.recipes}
     equal_tokens = run_all(options, "tokens", steps)
     seconds = {name: statistics.median(one.seconds for one in runs) for name, runs in equal_tokens.items()}
     budget = min(seconds.values())
@@ -108,7 +105,7 @@ def train(options: Options, name: str, preset: str, seed: int, steps: int) -> Ou
 
 
 def compressed(shards: Path) -> dict[str, float]:
-    """Bits a byte of gzip, bz2 and xz on the held-out text that the runs are validated on."""
+    """Bits per byte of gzip, bz2 and xz on the held-out text that the runs are validated on."""
     encoding = get_encoding(2048)
     tokens = np.concatenate([shard.map() for shard in find_shards(str(shards), "val", 2048)])
     scored = tokens[: PRESETS["demo"][1].eval.tokens].tolist()
@@ -131,13 +128,13 @@ def print_table(options: Options, equal_tokens: dict[str, list[Outcome]], equal_
 
 
 def spread(outcomes: list[Outcome]) -> str:
-    """Mean ± standard deviation of the runs' bits a byte."""
+    """Mean ± standard deviation of the runs' bits per byte."""
     values = [one.bits_per_byte for one in outcomes]
     return f"{statistics.mean(values):.3f} ± {statistics.stdev(values) if len(values) > 1 else 0:.3f}"
 
 
 def draw(path: Path, panels: dict[str, dict[str, list[Outcome]]]) -> None:
-    """Bits a byte against tokens and time, a band from the worst to the best seed.
+    """Bits per byte against tokens and time, a band from the worst to the best seed.
 
     Time is steps times the median step of the runs at equal tokens, which were made in turn: by that the steps at
     equal time were chosen.

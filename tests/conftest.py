@@ -29,6 +29,10 @@ TINY = [
     *("--system.precision", "fp32", "--system.compile", "off"),
     *("--system.device", "cpu", "--eval.tokens", "512", "--eval.every", "10", "--eval.sample-every", "0"),
 ]
+LECTURE = [  # the demo with the lecture's optimiser, in place of Muon
+    *("--optim.kind", "adamw", "--optim.embedding-lr", "None", "--optim.vector-lr", "None"),
+    *("--optim.weight-decay", "0.1", "--schedule.kind", "cosine"),
+]
 PRELOADED = ("torch", "torch._dynamo", "matplotlib.pyplot", "train_gpt2", "fineweb", "gpt2")
 SECONDS, GRACE = 120, 3  # after which a command hangs, and after which the others of a failed process are killed
 
@@ -195,7 +199,8 @@ def command(*words: str | Path, processes: int = 1, restarts: int = 0) -> dict:
 
 def train_words(shards: Path, folder: Path, *flags: str, preset: str = "demo") -> list[str | Path]:
     """`train_gpt2.py PRESET` on a tiny model, writing into `folder`."""
-    return ["train_gpt2.py", preset, *TINY, "--data.shards", shards, "--log.folder", folder, *flags]
+    tiny = [*TINY, *LECTURE] if preset == "demo" else TINY
+    return ["train_gpt2.py", preset, *tiny, "--data.shards", shards, "--log.folder", folder, *flags]
 
 
 def train(shards: Path, folder: Path, *flags: str, preset: str = "demo", processes: int = 1, check: bool = True):

@@ -42,6 +42,23 @@ def test_a_gradient_of_zeros_changes_nothing():
     assert orthogonalise(torch.zeros(2, 3, 4)).abs().max() == 0
 
 
+@pytest.mark.parametrize(
+    ("hardware", "precision", "expected"),
+    [("bf16", "high", torch.bfloat16), ("bf16", "highest", torch.float32), ("fp32", "high", torch.float32)],
+)
+def test_a_cpu_rounds_to_bf16_if_it_multiplies_bf16_and_the_run_is_not_in_fp32(
+    monkeypatch, hardware, precision, expected
+):
+    monkeypatch.setattr("gpt2.optim.muon.choose_precision", lambda device: hardware)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: precision)
+    seen = []
+    monkeypatch.setattr("gpt2.optim.muon.orthogonalise", lambda x: (seen.append(x.dtype), x)[1])
+    model = nn.ParameterDict({"layer": nn.Parameter(torch.ones(8, 8))})
+    model["layer"].grad = torch.randn(8, 8)
+    make_optimizer(model, MUON).step()
+    assert seen == [expected] and model["layer"].dtype == torch.float32
+
+
 def weights_of(shapes) -> list[nn.Parameter]:
     generator = torch.Generator().manual_seed(1)
     return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]

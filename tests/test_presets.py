@@ -41,6 +41,7 @@ PUBLISHED = {
     # the last norm 768, two tables 2 · 50257 · 768
     "gpt-oss-mini": 265_096_176,
     "magnitude": 162_129_409,  # speedrun's and the gain
+    "novels": 12_318_720,  # C 384, L 6, T 256, V 4096
     # 128 wide, 4 layers, 128 positions, 2048 tokens
     "shakespeare": 852_224,  # 2 · 257 · 128 + 4 · 12 · 128², at 64 positions
     "demo": 1_071_872,

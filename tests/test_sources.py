@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import itertools
 import json
+import lzma
 import multiprocessing
 import os
 import sysconfig
@@ -43,7 +44,7 @@ def zst(content: bytes) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-PACK = {"": bytes, ".gz": gzip.compress, ".zst": zst}
+PACK = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".zst": zst}
 RECORDS = {".jsonl": jsonl, ".json": as_json, ".parquet": parquet}
 
 
@@ -134,6 +135,8 @@ DAMAGED = {
     "short.txt.gz": gzip.compress(os.urandom(1000))[:-200],
     "flipped.txt.gz": gzip.compress(os.urandom(100))[:12] + b"\xff" * 100,
     "no.txt.gz": b"plain text",
+    "no.txt.xz": b"plain text",
+    "short.txt.xz": lzma.compress(os.urandom(1000))[:-200],
     "no.txt.zst": b"plain text",
     "short.jsonl.zst": zst(jsonl(TEXTS * 10000))[:-20],
     "short.txt.zst": zst(os.urandom(1000))[:-200],
@@ -160,6 +163,15 @@ def test_patterns_may_recurse_and_overlap(tmp_path: Path) -> None:
     (tmp_path / "a" / "one.txt").write_text("1")
     (tmp_path / "a" / "b" / "two.txt").write_text("2")
     assert sorted(read(tmp_path / "**/*.txt", tmp_path / "a/*.txt")) == ["1", "2"]
+
+
+def test_a_folder_stands_for_all_its_texts(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    for name in ("a/one.txt", "a/b/two.md", "a/b/three.jpg"):
+        (tmp_path / name).write_text(name[2:])
+    assert (
+        sorted(read(tmp_path / "a")) == ["b/two.md", "one.txt"] == sorted(read(tmp_path / "a", tmp_path / "a/b/*.md"))
+    )
 
 
 def test_order_of_patterns_and_place_of_the_folder_do_not_matter(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 from gpt2.config.run import Data, Eval, Languini, Log, Model, Optim, Run, Schedule, System
 from gpt2.modern.parts import Parts
 
-STDLIB = Data(shards="data/stdlib-2048", batch_tokens=2048, seed=1)
+MUON = Optim(kind="muon", lr=0.02, embedding_lr=0.005, vector_lr=0.005, weight_decay=0.0)  # for GPT-2's own parts
+STORIES = Data(shards="data/stories-2048", batch_tokens=2048, seed=1)
 
 
 def _llmc(
@@ -92,15 +93,17 @@ MAGNITUDE = Parts(
 
 
 def _demo(name: str, optim: Optim, schedule: Schedule, parts: Parts = GPT2, **system: Any) -> Run:
-    """A sibling of a family's run for a laptop: the same parts, small, on the standard library's text."""
+    """A sibling of a family's run for a laptop: the same parts, small, on the stories."""
     return Run(
         model=Model(init="d6", vocab_size=2048, block_size=128, n_layer=4, n_head=4, n_embd=128),
         parts=parts,
-        data=STDLIB,
+        data=STORIES,
         optim=optim,
         schedule=schedule,
         log=Log(folder=f"runs/{name}", save_every=500),
-        eval=Eval(every=250, tokens=65_536, sample_every=1000, samples=1, sample_tokens=96, prompt="def "),
+        eval=Eval(
+            every=250, tokens=65_536, sample_every=1000, samples=1, sample_tokens=96, prompt="The old man looked at"
+        ),
         system=System(micro_batch=8, **system),
     )
 
@@ -114,8 +117,8 @@ PRESETS: dict[str, tuple[str, Run]] = {
         Run(eval=Eval(hellaswag_every=250)),
     ),
     "demo": (
-        "1.1 M parameters on the Python standard library: 4.1 M tokens, 2.9e13 FLOPs; two minutes on two CPU cores",
-        _demo("demo", Optim(lr=5e-3), Schedule(steps=2000, warmup=100, final_fraction=0.0)),
+        "1.1 M parameters on the stories: 3.1 M tokens, 2.2e13 FLOPs; two minutes on two CPU cores",
+        _demo("demo", MUON, Schedule(steps=1500, kind="trapezoid", warmup=0, final_fraction=0.0, plateau=0.4)),
     ),
     "shakespeare": (
         "nanoGPT's CPU example, by the byte: 0.225 M tokens, 1.2e12 FLOPs; val loss 1.84, 22 s on two CPU cores",
@@ -129,6 +132,17 @@ PRESETS: dict[str, tuple[str, Run]] = {
             schedule=Schedule(steps=110, kind="trapezoid", warmup=0, final_fraction=0.0, plateau=0.4),
             eval=Eval(every=50, tokens=16_384, samples=1, sample_tokens=64, prompt="ROMEO:"),
             log=Log(folder="runs/shakespeare", save_every=0),
+        ),
+    ),
+    "novels": (
+        "GPT-2, 6 layers, 384 wide, on 113 English novels: 73.7 M tokens, 5.9e15 FLOPs",
+        Run(
+            model=Model(init="d6", vocab_size=4096, block_size=256, n_layer=6, n_head=6, n_embd=384),
+            data=Data(shards="data/novels-4096", batch_tokens=16_384, seed=1),
+            optim=MUON,
+            schedule=Schedule(steps=4500, kind="trapezoid", warmup=20, final_fraction=0.0, plateau=0.4),
+            eval=Eval(every=250, tokens=524_288, sample_every=500, samples=2, prompt="The old man looked at"),
+            log=Log(folder="runs/novels"),
         ),
     ),
     "llmc-124m": (
@@ -158,7 +172,7 @@ PRESETS: dict[str, tuple[str, Run]] = {
         ),
     ),
     "llmc-demo": (
-        "llmc-124m's sibling for a laptop: 4.1 M tokens of the standard library, 2.9e13 FLOPs",
+        "llmc-124m's sibling for a laptop: 4.1 M tokens of the stories, 2.9e13 FLOPs",
         _demo("llmc-demo", Optim(lr=5e-3), Schedule(steps=2000, warmup=100, final_fraction=0.0), zero=1),
     ),
     "speedrun": (
@@ -175,7 +189,7 @@ PRESETS: dict[str, tuple[str, Run]] = {
         ),
     ),
     "speedrun-demo": (
-        "speedrun's sibling for a laptop, weights in fp32: 4.1 M tokens of the standard library, 2.9e13 FLOPs",
+        "speedrun's sibling for a laptop, weights in fp32: 4.1 M tokens of the stories, 2.9e13 FLOPs",
         _demo(
             "speedrun-demo",
             Optim(kind="muon", lr=0.02, embedding_lr=0.3, head_lr=0.002, weight_decay=0.0, clip=0.0),
@@ -208,7 +222,7 @@ PRESETS: dict[str, tuple[str, Run]] = {
         _languini("xl", layers=24, width=2048, heads=24, head_size=128),
     ),
     "languini-demo": (
-        "languini-small's sibling for a laptop: 4.1 M tokens of the standard library, 2.9e13 FLOPs",
+        "languini-small's sibling for a laptop: 4.1 M tokens of the stories, 2.9e13 FLOPs",
         _demo(
             "languini-demo",
             Optim(lr=3e-3, weight_decay=0.0, clip=0.0),
@@ -226,7 +240,7 @@ PRESETS: dict[str, tuple[str, Run]] = {
         ),
     ),
     "gpt-oss-demo": (
-        "gpt-oss-mini's sibling for a laptop: 4.1 M tokens of the standard library, 2.2e13 FLOPs",
+        "gpt-oss-mini's sibling for a laptop: 4.1 M tokens of the stories, 2.2e13 FLOPs",
         _demo(
             "gpt-oss-demo",
             Optim(lr=3e-3),
@@ -245,7 +259,7 @@ PRESETS: dict[str, tuple[str, Run]] = {
         ),
     ),
     "magnitude-demo": (
-        "magnitude's sibling for a laptop: 4.1 M tokens of the standard library, 2.9e13 FLOPs",
+        "magnitude's sibling for a laptop: 4.1 M tokens of the stories, 2.9e13 FLOPs",
         _demo(
             "magnitude-demo",
             Optim(lr=2e-2, weight_decay=0.0),

@@ -12,6 +12,8 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from gpt2.modern.parts import Parts
 
+ScheduleKind = Literal["cosine", "linear", "constant", "wsd", "trapezoid", "inverse-sqrt", "languini"]
+
 
 @dataclass(frozen=True)
 class Model:
@@ -79,7 +81,7 @@ class Schedule:
     """The learning-rate schedule."""
 
     steps: Annotated[int, Ge(1)] = 19_073
-    kind: Literal["cosine", "linear", "constant", "wsd", "trapezoid", "inverse-sqrt", "languini"] = "cosine"
+    kind: ScheduleKind = "cosine"
     """wsd, trapezoid: constant, then decaying like 1 - sqrt, or linearly. inverse-sqrt: constant, then proportional to
     1 / sqrt(step). languini: a cosine from step 0 on, times the warm-up."""
     warmup: Annotated[int, Ge(0)] = 715

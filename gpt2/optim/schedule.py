@@ -4,8 +4,11 @@ Built in notebook 08.
 """
 
 import math
+from typing import get_args
 
-KINDS = ("cosine", "linear", "constant", "wsd", "trapezoid", "inverse-sqrt", "languini")
+from gpt2.config.run import ScheduleKind
+
+KINDS = get_args(ScheduleKind)
 
 
 def learning_rate(
