@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from gpt2 import __main__ as gpt2_command
 from gpt2 import kernels
+from gpt2.formats import load
 from gpt2.formats.huggingface import save_pretrained
 from gpt2.generate import generate, sample_token
 from gpt2.model import GPT, GPTConfig
@@ -212,3 +213,12 @@ def test_settings_out_of_range_are_refused(capsys, words, says):
 def test_a_folder_without_a_model_is_refused(tmp_path):
     done = run_python("-m", "gpt2", "generate", tmp_path, check=False)
     assert done.returncode == 2 and "holds no model" in done.stderr
+
+
+def test_without_a_name_the_model_of_the_package_writes(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(load, "NOVELS", tmp_path / "novels")
+    with pytest.raises(UserError, match=r"weights of novels are not in this copy.*git checkout.*train_gpt2.py novels"):
+        command(capsys)
+    save_pretrained(model, tmp_path / "novels", torch.bfloat16)
+    assert command(capsys, "--prompt", "abc", "--tokens", "5").startswith("abc")
+    assert load.is_pretrained("novels") and load.pretrained_config("novels") == model.config

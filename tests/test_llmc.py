@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import run_python
 from torch.nn import functional as F
+from transformers import AutoTokenizer, GPT2LMHeadModel
 
 from gpt2 import __main__ as command
 from gpt2.formats.build import build
@@ -171,6 +172,18 @@ def test_the_command_writes_what_generate_opens(tmp_path, capsys):
     assert from_pretrained(tmp_path / "out.bin").config == CONFIG == pretrained_config(tmp_path / "out.bin")
     with pytest.raises(UserError, match=r"out\.pt is no format of this command; name a folder"):
         command.main(["convert", str(tmp_path / "run"), str(tmp_path / "out.pt")])
+
+
+def test_the_command_writes_a_folder_that_transformers_opens_with_its_tokenizer(tmp_path):
+    model = perturbed()
+    save_pretrained(model, tmp_path / "model")
+    command.main(["convert", str(tmp_path / "model"), str(tmp_path / "small"), "--dtype", "bf16"])
+    idx = torch.tensor([AutoTokenizer.from_pretrained(tmp_path / "small")("The old man")["input_ids"]])
+    theirs = GPT2LMHeadModel.from_pretrained(tmp_path / "small", dtype=torch.float32).eval()
+    ours = from_pretrained(tmp_path / "small")
+    torch.testing.assert_close(ours(idx), theirs(idx).logits, atol=1e-4, rtol=0)
+    halved = 2 * (tmp_path / "small" / "model.safetensors").stat().st_size
+    assert halved == pytest.approx((tmp_path / "model" / "model.safetensors").stat().st_size, rel=0.1)
 
 
 @pytest.mark.skipif("LLM_C" not in os.environ, reason="LLM_C names no clone of llm.c")
