@@ -122,10 +122,10 @@ def open_corpus(options: Options) -> Corpus:
         return novels.novels(options.files)
     if options.source == "files":
         return sources.files(options.files, options.text_field, **share)
-    path = options.hf_path or FINEWEB.get(options.source)
-    name = options.hf_name or ("sample-10BT" if options.source in FINEWEB else None)
-    if path is None:
+    if options.source == "hf" and options.hf_path is None:
         raise UserError("--source hf needs a dataset, for example: --hf-path roneneldan/TinyStories")
+    path = options.hf_path or FINEWEB[options.source]
+    name = options.hf_name or (None if options.source == "hf" else "sample-10BT")
     return sources.hub(path, name, options.split, options.text_field, **share)
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from gpt2.config.checks import check, resolve
 from gpt2.config.run import Run
 from gpt2.formats.checkpoint import ResumePoint, newest_intact
+from gpt2.logs.trackers import check_trackers
 from gpt2.logs.writer import RunLog, StepMetrics
 from gpt2.optim.optimizer import make_optimizer
 from gpt2.optim.outliers import OutlierDetector
@@ -45,6 +46,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """Train as the command line says, in this process and those that torchrun started beside it."""
     run = resolve(read_command_line(words, __doc__))
     check(run)
+    check_trackers(run.log.tensorboard, run.log.wandb)
     with process_group(run.system.device) as processes:
         train(run, processes)
 
@@ -94,10 +96,11 @@ def loop(
     *, run: Run, data: RunData, resume: ResumePoint, state: TrainingState, execution: Execution, processes: Processes
 ) -> None:
     """Train from the resume point to the last step, or until a signal asks to stop."""
-    log, ideal_seconds = open_log(run, resume, state.model, execution, processes)
+    log = open_log(run, resume, state.model, execution, processes)
     evaluation = Evaluation(run, state, data.val, data.items, execution, processes)
     checkpoints = Checkpoints(Path(run.log.folder), processes, run.log.keep, run.log.keep_every)
-    fingerprint, stop = fingerprint_of(run, data.shards), 0.0
+    fingerprint = fingerprint_of(run, data.shards)
+    stop = 0.0  # the fraction of the processes that were asked to stop
     with interruptible() as interruption:
         while True:
             # evaluate, always on the same text; a run that is asked to stop leaves this to the one that resumes it
@@ -107,7 +110,8 @@ def loop(
             # save, in the background
             done = state.step == run.schedule.steps
             if state.step > resume.step and (done or stop or is_due(state.step, run.log.save_every)):
-                log.not_saved(state.step, checkpoints.save(state, fingerprint, log.position()))
+                problem = checkpoints.save(state, fingerprint, log.position())  # of the save before
+                log.save_problem(state.step, problem)
             if done or stop:
                 break
             # forward and backward: the gradients of the mean loss over the whole batch
@@ -125,14 +129,14 @@ def loop(
             synchronize(processes.device)
             # log
             seconds, tokens, epoch = time.perf_counter() - started, run.data.batch_tokens, state.loader.epoch
-            log.step(state.step, StepMetrics(loss, lr, norm, seconds, tokens, epoch, mfu=ideal_seconds / seconds))
+            log.step(state.step, StepMetrics(loss, lr, norm, seconds, tokens, epoch))
             log.norms(state.step, norms)
             log.gpu(state.step, gpu_state(processes.device) if is_due(state.step, run.log.gpu_every) else {})
             log.skipped(state.step, outlier)
-            log.not_saved(state.step, checkpoints.finish(block=False))
+            log.save_problem(state.step, checkpoints.finish(block=False))
             give_up_on_outliers(run, state, checkpoints, outlier)
             state.step, state.evaluated = state.step + 1, False
-        finish(run, state, log, checkpoints, interruption.name or "another process" if stop else None)
+        finish(run, state, log, checkpoints, (interruption.name or "a signal to another process") if stop else None)
 
 
 def forward_backward(state: TrainingState, execution: Execution, zero: int) -> Tensor:
@@ -171,11 +175,13 @@ def give_up_on_outliers(run: Run, state: TrainingState, checkpoints: Checkpoints
         return
     checkpoints.close()
     good = newest_intact(Path(run.log.folder)).path
-    advice = f"go on from the last good checkpoint, --resume {good}, in another --log.folder" if good else "start again"
-    raise UserError(
-        f"{state.outliers.in_a_row} steps in a row were skipped, the last because {reason}; {advice}, and a smaller "
-        "--optim.lr (--allow-changes)"
-    )
+    advice = "start again with --log.overwrite and a smaller --optim.lr"
+    if good:
+        advice = (
+            f"continue from the last good checkpoint with --resume {good} --allow-changes, a smaller --optim.lr, and "
+            "another --log.folder"
+        )
+    raise UserError(f"{state.outliers.in_a_row} steps in a row were skipped, the last because {reason}; {advice}")
 
 
 def finish(run: Run, state: TrainingState, log: RunLog, checkpoints: Checkpoints, stopped: str | None) -> None:
@@ -184,7 +190,7 @@ def finish(run: Run, state: TrainingState, log: RunLog, checkpoints: Checkpoints
     `stopped` names the signal that has ended the run early, if any.
     """
     problem = checkpoints.close()
-    log.not_saved(state.step, problem)
+    log.save_problem(state.step, problem)
     folder = Path(run.log.folder)
     if stopped and problem:
         mend = f"make room in {folder}"

@@ -1,7 +1,7 @@
 """GPT-2 as published: the network, its initialisation, its loss, and its key-value cache.
 
-Parameters have the names of Hugging Face's `GPT2LMHeadModel`, so that checkpoints read alike. Precision, compilation
-and parallelism wrap this model from outside.
+Parameters have the names of Hugging Face's `GPT2LMHeadModel`, whose matrices are stored transposed. Precision,
+compilation and parallelism wrap this model from outside.
 
 Shapes in comments: B sequences, T positions, C = n_embd channels, H heads of D = C / H channels, V tokens.
 Source: Radford et al., "Language Models are Unsupervised Multitask Learners" (2019), and OpenAI's released code.
@@ -49,7 +49,6 @@ class KVCache:
     def __init__(self, layers: int, shape: tuple[int, int, int, int], device: torch.device, dtype: torch.dtype):
         self.k = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
         self.v = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
-        self.length = shape[2]
         self.position = 0
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -41,7 +41,7 @@ MUTATIONS = [
     Mutation("04", "gpt2/model.py", "torch.arange(start, end, ", "torch.arange(0, end - start, "),
     Mutation("05", "gpt2/model.py", "0.02 / math.sqrt(2 *", "0.02 * math.sqrt(2 *"),
     Mutation("05", "gpt2/kernels.py", "/ (targets != IGNORED).sum()", "/ targets.numel()"),
-    Mutation("06", "gpt2/data/loader.py", "self.first = rank * self.mine", "self.first = 0"),
+    Mutation("06", "gpt2/data/loader.py", "self.first = rank * self.own", "self.first = 0"),
     Mutation("06", "gpt2/data/shards.py", "= 20240520, 1, 256", "= 20240521, 1, 256"),
     Mutation("07", "gpt2/planning/flops.py", "+ 12 * attention_products", "+ 6 * attention_products"),
     Mutation("08", "gpt2/optim/schedule.py", "(step + 1) / max(1, warmup)", "step / max(1, warmup)"),

@@ -445,6 +445,16 @@ def test_parts_of_other_settings_do_not_mix(source: Path, tmp_path: Path) -> Non
     assert contents(folder) == whole
 
 
+def test_an_option_that_did_not_exist_when_a_folder_was_made_had_its_default(source: Path, tmp_path: Path) -> None:
+    folder = make(source, tmp_path / "out")
+    index = json.loads((folder / "index.json").read_text())
+    del index["settings"]["test"]
+    (folder / "index.json").write_text(json.dumps(index))
+    make(source, folder)
+    with pytest.raises(UserError, match="holds shards made with test False, not True"):
+        make(source, folder, test=True)
+
+
 def test_parts_start_at_the_same_moment_without_disturbing_each_other(source: Path, tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:  # the check of the folder alone, often enough to meet
         list(pool.map(lambda _: fineweb.check(Options(), tmp_path / "out"), range(400)))

@@ -23,17 +23,17 @@ from gpt2.logs.writer import RunLog, StepMetrics, truncate_log
 from gpt2.system.errors import UserError
 
 
-def metrics(loss=1.0, lr=1.0, norm=1.0, seconds=1.0, tokens=1, epoch=0.0, mfu=0.0) -> StepMetrics:
-    return StepMetrics(loss, lr, norm, seconds, tokens, epoch, mfu)
+def metrics(loss=1.0, lr=1.0, norm=1.0, seconds=1.0, tokens=1, epoch=0.0) -> StepMetrics:
+    return StepMetrics(loss, lr, norm, seconds, tokens, epoch)
 
 
 def make_log(path, steps: int = 30, first: int = 0) -> None:
-    log = RunLog(path, active=True, steps=steps, first=first)
+    log = RunLog(path, active=True, steps=steps, first=first, ideal_seconds=0.371 * 0.125)
     log.header({"command": "train_gpt2.py --x 1: 2", "hardware": "abacus"})
     for step in range(first, steps):
         if step % 10 == 0:
             log.validation(step, 9 - step / 7, 3 - step / 50)
-        log.step(step, metrics(10 - step / 7, 1e-3 * step, 2.5, 0.125, 4096, epoch=step / 100, mfu=0.371))
+        log.step(step, metrics(10 - step / 7, 1e-3 * step, 2.5, 0.125, 4096, epoch=step / 100))
     log.hellaswag(steps, 2561, 10042)
     log.samples(steps, ['two\nlines | "quoted" \u2028 é'])
     log.close()
@@ -98,9 +98,9 @@ class Notebook:
 
 def test_every_value_also_goes_to_the_trackers(tmp_path):
     seen = Notebook()
-    log = RunLog(tmp_path / "log.txt", active=True, steps=2, trackers=[seen])
+    log = RunLog(tmp_path / "log.txt", active=True, steps=2, trackers=[seen], ideal_seconds=0.2)
     log.header({"command": "train_gpt2.py"})
-    log.step(1, metrics(3.5, 1e-3, 2.5, 0.5, 4096, epoch=0.25, mfu=0.4))
+    log.step(1, metrics(3.5, 1e-3, 2.5, 0.5, 4096, epoch=0.25))
     log.validation(1, 3.25, 1.5)
     log.hellaswag(1, 1, 4)
     log.measured(1, SimpleNamespace(loss=3.0, bits_per_byte=1.4, top1=0.25, top10=0.5))

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from gpt2.formats import checkpoint
 from gpt2.formats.load import from_pretrained, pretrained_config
 from gpt2.logs.reader import read_log
+from gpt2.training.run_folder import differences
 
 STEPS = ("--schedule.steps", "200", "--data.batch-tokens", "512", "--system.micro-batch", "2")
 SAVING = (*STEPS, "--log.save-every", "5", "--data.seed", "3", "--eval.every", "50")
@@ -257,6 +258,15 @@ def test_other_settings_are_refused_with_the_list_of_differences_unless_asked_fo
     assert {path: path.read_bytes() for path in before} == before
     train(data, folder, *HALFWAY, *changed, "--allow-changes")
     assert (folder / "DONE").exists()
+
+
+def test_a_setting_that_did_not_exist_when_a_checkpoint_was_saved_had_its_default(halfway, tmp_path):
+    record = checkpoint.read_record(checkpoint.list_checkpoints(halfway)[0])
+    now = {"settings": json.loads(json.dumps(record.settings)), "shards": record.shards}
+    del record.settings["optim"]["max_skips"], record.settings["parts"]["sinks"]
+    assert differences(record, now) == []
+    now["settings"]["optim"]["max_skips"] = 3
+    assert differences(record, now) == ["optim.max_skips 10 → 3"]
 
 
 def test_other_data_under_the_same_name_are_refused(data, halfway, tmp_path):

@@ -192,6 +192,15 @@ def test_glob_pattern_gives_what_it_matches(tmp_path: Path) -> None:
     assert [s.path.name for s in find_shards(str(tmp_path / "b_*.bin"), "train")] == ["b_1.bin", "b_2.bin"]
 
 
+def test_a_pattern_leaves_out_the_shards_of_other_splits(tmp_path: Path) -> None:
+    for name in ("web_val_000000.bin", "web_train_000001.bin", "more.bin"):
+        write_shard(tmp_path / name, TOKENS)
+    for split, names in (("train", ["more.bin", "web_train_000001.bin"]), ("val", ["more.bin", "web_val_000000.bin"])):
+        assert [s.path.name for s in find_shards(str(tmp_path / "*.bin"), split)] == names
+    with pytest.raises(UserError, match=r"no val shards.*--vocab-size 300 --out .*name them with --data\.val-shards"):
+        find_shards(str(tmp_path / "web_train*.bin"), "val", 300)
+
+
 @pytest.mark.parametrize("where", ["empty", "missing", "missing/*.bin"])
 def test_no_shards_says_how_to_make_some(tmp_path: Path, where: str) -> None:
     (tmp_path / "empty").mkdir()

@@ -75,7 +75,7 @@ def test_tensorboard_shows_a_resumed_run_as_one_curve(tmp_path):
         for step in range(first, killed_at):
             if step == 10 and not first:
                 log.validation(step, 3.0, 1.0)  # before the checkpoint of step 10: not measured again
-            log.step(step, StepMetrics(5 - step / 10, 1e-3, 1.0, 0.5, 100, epoch=0.0, mfu=0.0))
+            log.step(step, StepMetrics(5 - step / 10, 1e-3, 1.0, 0.5, 100, epoch=0.0))
         if first:  # the other one is killed
             log.close()
     steps, loss = curves(tmp_path)["train/loss"]

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import time
 
@@ -228,6 +229,13 @@ def wrong(shards, tmp_path, *flags: str) -> str:
     assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
     assert not (tmp_path / "run" / "log.txt").exists()
     return lines[0]
+
+
+def test_validation_on_training_text_is_refused(shards, tmp_path):
+    assert "no val shards in" in wrong(shards, tmp_path, "--data.shards", f"{shards}/train*.npy")
+    one = shutil.copy(shards / "train_000001.npy", tmp_path / "text.npy")
+    same = wrong(shards, tmp_path, "--data.shards", str(one))
+    assert f"{one} is both a train and a val shard; name other val shards: --data.val-shards" in same
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """The named runs, as data.
 
-Built in notebook 12; the families in notebooks 13 to 17.
+Built in notebook 12.
 
 Sources: the lecture (build-nanogpt), llm.c's scripts, modded-nanogpt's eighth record (2024-11-03, with the
 bf16 weights of its tenth), Languini's GPT baseline

@@ -38,7 +38,7 @@ class Data:
     shards: str = "data/fineweb-edu"
     """Folder that fineweb.py filled, or a glob pattern of train shards (quote it)."""
     val_shards: str | None = None
-    """Glob pattern of val shards [the val shards of --data.shards, a folder]."""
+    """Folder or glob pattern of val shards [those in --data.shards]."""
     batch_tokens: int = 524_288
     """Tokens per optimiser step, over all processes and micro-steps."""
     seed: int | None = None
@@ -101,7 +101,8 @@ class Eval:
     tokens: Annotated[int, Ge(1)] = 10_485_760
     """Validation tokens, always the same ones (fewer if the val shards hold fewer)."""
     last_n: Annotated[int | None, Ge(1)] = None
-    """Also measure on windows that overlap, shifted by n. Only their last n targets count: all have a long context."""
+    """Also measure on overlapping windows, n tokens apart. Only the last n targets of each count: all have a long
+    context."""
     accuracy: bool = False
     """Also measure top-1 and top-10 accuracy."""
     hellaswag_every: int = 0

@@ -35,7 +35,9 @@ def check_folder(folder: Path) -> list[str]:
             path = folder / record["name"]
             try:
                 if open_shard(path).tokens != record["tokens"] or sha256_of(path) != record["sha256"]:
-                    problems.append(f"{path} is not as {index.name} describes it; delete both and run fineweb.py again")
+                    problems.append(
+                        f"{path} differs from its record in {index.name}; delete it and run fineweb.py again"
+                    )
             except UserError as error:
                 problems.append(str(error))
     return problems

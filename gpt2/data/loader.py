@@ -19,7 +19,7 @@ from torch import Tensor
 from gpt2.data.shards import Shard
 from gpt2.system.errors import UserError
 
-Batch = tuple[Tensor, Tensor]  # inputs and targets, each (micro_batch, T) int64
+MicroBatch = tuple[Tensor, Tensor]  # inputs and targets, each (micro_batch, T) int64
 
 
 def shuffled(index: np.ndarray, size: int, key: str) -> np.ndarray:
@@ -114,8 +114,8 @@ class TokenLoader:
         self.sequences = Sequences(shards, block_size, seed)
         self.micro_batch, self.device = micro_batch, torch.device(device)
         self.batch = batch_tokens // block_size  # sequences per step
-        self.mine = self.batch // world_size  # of them, for this process
-        self.first = rank * self.mine
+        self.own = self.batch // world_size  # sequences per step of this process
+        self.first = rank * self.own  # the first of them
         if len(self.sequences) < self.batch:
             raise UserError(
                 f"the shards hold {self.sequences.tokens:,} tokens, fewer than one batch of {batch_tokens:,} "
@@ -124,14 +124,14 @@ class TokenLoader:
         self.position = 0  # sequences that all processes together have read
         self.stride = 0 if overfit else self.batch
         self._thread = ThreadPoolExecutor(1, "token-loader", initializer=self._use_device)
-        self._next: Future[list[Batch]] | None = None
+        self._next: Future[list[MicroBatch]] | None = None
 
     @property
     def epoch(self) -> float:
         """Passes over the data so far."""
         return self.position / len(self.sequences)
 
-    def next_step(self) -> list[Batch]:
+    def next_step(self) -> list[MicroBatch]:
         """This process's micro-batches of the next step, on the device. A thread then prepares the step after it."""
         prepared = self._next or self._thread.submit(self._prepare, self.position)
         ready = prepared.result()
@@ -157,9 +157,9 @@ class TokenLoader:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
 
-    def _prepare(self, position: int) -> list[Batch]:
+    def _prepare(self, position: int) -> list[MicroBatch]:
         """The micro-batches of the step that starts at sequence `position`."""
-        rows = self.sequences.read(np.arange(position + self.first, position + self.first + self.mine))
+        rows = self.sequences.read(np.arange(position + self.first, position + self.first + self.own))
         micro = rows.reshape(-1, self.micro_batch, rows.shape[1])
         x, y = (torch.from_numpy(part.astype(np.int64, order="C")) for part in (micro[..., :-1], micro[..., 1:]))
         batches = list(zip(x, y, strict=True))

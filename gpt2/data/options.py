@@ -42,8 +42,8 @@ class Options:
     workers: Annotated[int | None, Ge(1)] = None
     """Threads that tokenise [one per core]."""
     part: Annotated[int, Ge(0)] = 0
-    """The number of this machine, counted from 0, if several share the work ..."""
+    """The number of this machine, counted from 0, if several machines share the work."""
     parts: Annotated[int, Ge(1)] = 1
-    """... and how many they are. Each machine writes its own shards, and part 0 the val shard."""
+    """The number of machines that share the work. Each writes its own shards, and part 0 also those held out."""
     out: Path | None = None
     """Output folder [data/SOURCE]."""

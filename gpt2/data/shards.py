@@ -97,26 +97,33 @@ def _bin_header(file: Any) -> int:
 
 
 def find_shards(where: str | Path, split: str, vocab_size: int | None = None) -> list[Shard]:
-    """The shards of `split` (train, val or test) in a folder, or all that match a glob pattern, in the order of names.
+    """The shards of `split` (train, val or test) in a folder, or that match a glob pattern, in the order of names.
 
-    The file name of a shard contains its split. With `vocab_size`, shards of another vocabulary are refused.
+    The file name of a shard contains its split. A file that a pattern matches and whose name contains none belongs to
+    any split. With `vocab_size`, shards of another vocabulary are refused.
     Raises UserError if no shard is found, one is damaged, or one has another vocabulary.
     """
-    if Path(where).is_dir():
-        named = re.compile(rf"(^|[_-]){split}([_.-]|$)")
-        paths = [p for p in Path(where).iterdir() if p.suffix in (".npy", ".bin") and named.search(p.stem)]
+    folder = Path(where)
+    if folder.is_dir():
+        paths = [p for p in folder.iterdir() if p.suffix in (".npy", ".bin") and split in splits_in(p.stem)]
     else:
-        paths = [Path(p) for p in glob.glob(str(where))]
+        paths = [Path(p) for p in glob.glob(str(where)) if split in (splits_in(Path(p).stem) or {split})]
     if not paths:
-        extra = " --test" if split == "test" else ""
-        raise UserError(
-            f"no {split} shards in {str(where)!r}; make some with: "
-            f"python fineweb.py --source stories{extra} --out {where}"
-        )
+        extra = f" --vocab-size {vocab_size}" if vocab_size else ""
+        extra += " --test" if split == "test" else ""
+        pattern = glob.has_magic(str(where))
+        command = f"python fineweb.py --source stories{extra} --out {folder.parent if pattern else folder}"
+        flag = "; or name them with --data.val-shards" if pattern and split == "val" else ""
+        raise UserError(f"no {split} shards in {str(where)!r}; make some with: {command}{flag}")
     shards = [open_shard(path) for path in sorted(paths)]
     if vocab_size is not None:
         _check_vocabulary(shards, vocab_size)
     return shards
+
+
+def splits_in(name: str) -> set[str]:
+    """The splits that a file name contains as words: `fineweb_train_000001` → {"train"}."""
+    return {"train", "val", "test"} & set(re.split("[_.-]", name))
 
 
 def _check_vocabulary(shards: Sequence[Shard], vocab_size: int) -> None:

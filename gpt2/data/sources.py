@@ -37,9 +37,9 @@ NETWORK_TIMEOUT = 5.0  # s
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents in a fixed order; of several machines (`parts`), each has its own share of them (`part`)."""
+    """The documents of a source in a fixed order, or the share of them that one of several machines tokenises."""
 
-    read: Callable[[int], Iterator[str]]  # number of documents to skip → the texts of all others
+    read: Callable[[int], Iterator[str]]  # read(n) yields the texts of all documents but the first n
     size: int | None  # bytes on disk, if known
     local: bool  # whether they are on this machine's disk
     held_out: tuple[int, ...] = ()  # the document numbers at which val and test end, if the source decides
@@ -53,7 +53,7 @@ def stdlib(part: int = 0, parts: int = 1) -> Corpus:
 
 
 def stories(part: int = 0, parts: int = 1) -> Corpus:
-    """Twelve English novels that come with this package, a document per chapter, in an order that mixes the books."""
+    """Twelve English novels that come with this package: one document per chapter, in an order that mixes the books."""
     size = STORIES_BYTES // parts
     return replace(_local([STORIES], STORIES.parent, "text", part, parts), size=size)
 

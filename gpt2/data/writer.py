@@ -33,14 +33,14 @@ NOT_IN_THE_DATA = ("out", "workers", "max_shards", "part")  # options in which r
 
 
 class ShardWriter:
-    """Fills one shard after another and keeps the index.
+    """Fills one shard after another, and records each in the index.
 
-    Shard 0 is `val`, beside it may be a shard 0 of `test`. Part i of n writes shards i, i + n, …
+    Part i of n writes shards i, i + n, … Shard 0 is `val`. If there is a `test` split, its shard has number 0 too.
     """
 
     def __init__(self, options: Options, folder: Path, encoding: tiktoken.Encoding):
         self.options, self.folder = options, folder
-        self.limits = {"val": Limit()}  # of the held-out splits, in the order in which part 0 writes them
+        self.limits = {"val": Limit()}  # where each held-out split ends, in the order in which part 0 writes them
         self.sizes = token_bytes(encoding)
         self.index = folder / ("index.json" if options.parts == 1 else f"index_{options.part}_of_{options.parts}.json")
         self.settings = json.loads(json.dumps({k: v for k, v in asdict(options).items() if k not in NOT_IN_THE_DATA}))
@@ -73,8 +73,10 @@ class ShardWriter:
 
         Raises UserError if the folder was made with other settings.
         """
+        defaults = json.loads(json.dumps(asdict(Options())))
         for path in self.folder.glob("index*.json"):  # of every part
             made_with = read_index(path).get("settings", {})
+            made_with = made_with and defaults | made_with  # an option that did not exist then had its default
             for name, value in self.settings.items():
                 if made_with.get(name) != value:
                     raise UserError(

@@ -45,7 +45,6 @@ class StepMetrics:
     seconds: float
     tokens: int  # over all processes
     epoch: float  # passes over the data so far
-    mfu: float  # model FLOPs utilisation, 0 to 1
 
 
 class RunLog:
@@ -55,16 +54,26 @@ class RunLog:
     is closed, the file is still written. A tracker that fails is given up, which is logged.
     """
 
-    def __init__(self, path: Path, active: bool, steps: int, first: int = 0, trackers: Iterable[Tracker] = ()):
+    def __init__(
+        self,
+        path: Path,
+        active: bool,
+        steps: int,
+        first: int = 0,
+        trackers: Iterable[Tracker] = (),
+        ideal_seconds: float = 0.0,
+    ):
         """Append to `path` the log of a run of `steps` steps that starts or resumes at step `first`.
 
-        `active` is False in every process but the first; all methods then do nothing.
+        `active` is False in every process but the first; all methods then do nothing. `ideal_seconds` is what a step
+        would take at the peak FLOPS of the devices, for the MFU.
         """
         self.file = open(path, "ab", buffering=0) if active else None  # noqa: SIM115 - open as long as the run
         cut_off = active and path.read_bytes()[-1:] not in (b"", b"\n")  # the last line of a killed run
         self.waiting = b"\n" if cut_off else b""
         self.disk_full, self.done = False, first
         self.trackers = list(trackers) if active else []
+        self.ideal_seconds = ideal_seconds
         self.bar = tqdm(total=steps, initial=first, unit="step", disable=None if active else True)
 
     def line(self, text: str) -> None:
@@ -87,15 +96,15 @@ class RunLog:
     def step(self, step: int, metrics: StepMetrics) -> None:
         """Log one optimiser step, and move the progress bar."""
         m, ms, speed = metrics, metrics.seconds * 1e3, metrics.tokens / metrics.seconds
-        seen = (step + 1) * metrics.tokens
+        seen, mfu = (step + 1) * m.tokens, self.ideal_seconds / m.seconds  # model FLOPs utilisation, 0 to 1
         numbers = f"{m.loss:.6f} | lr: {m.lr:.4e} | norm: {m.norm:.4f} | dt: {ms:.2f}ms | tok/sec: {speed:.2f}"
         self.note(step, "loss", numbers)
-        postfix = f"loss {m.loss:.4f}, {short_count(seen)} tokens, epoch {m.epoch:.2f}, MFU {m.mfu:.1%}"
+        postfix = f"loss {m.loss:.4f}, {short_count(seen)} tokens, epoch {m.epoch:.2f}, MFU {mfu:.1%}"
         self.bar.set_postfix_str(postfix, refresh=False)
         self.bar.update(step + 1 - self.done)
         self.done = step + 1
         values = {"loss": m.loss, "lr": m.lr, "norm": m.norm, "ms": ms, "tok_per_sec": speed}
-        self._track(step, "train", values | {"tokens": float(seen), "epoch": m.epoch, "mfu": m.mfu})
+        self._track(step, "train", values | {"tokens": float(seen), "epoch": m.epoch, "mfu": mfu})
 
     def validation(self, step: int, loss: float, bits_per_byte: float) -> None:
         """Log the validation loss in nats per token and bits per byte."""
@@ -125,7 +134,7 @@ class RunLog:
             self.note(step, "skipped", reason)
             self._track(step, "train", {"skipped": 1.0})
 
-    def not_saved(self, step: int, problem: str | None) -> None:
+    def save_problem(self, step: int, problem: str | None) -> None:
         """Log why a checkpoint could not be written; None if there was no problem."""
         if problem:
             self.note(step, "checkpoint", f"not saved ({problem}); the one before it is kept")

@@ -1,7 +1,5 @@
 """GPT-2's skeleton with exchangeable parts: every choice of `gpt2.modern.parts.Parts`, alone or together.
 
-Built in notebooks 13 (rotary, RMSNorm, SwiGLU, groups of heads), 16 (experts, sinks, windows) and 17 (magnitude).
-
 With GPT-2's choice of every part it computes exactly what `gpt2.model.GPT` does, under the same parameter names.
 Shapes in comments: as in `gpt2.model`, with H query heads, K heads of keys and values, and D = the width of a head.
 """

@@ -1,7 +1,4 @@
-"""The parts of a decoder, one choice each: what `gpt2/modern/model.py` builds, as data.
-
-Built in notebooks 13 and 16.
-"""
+"""The parts of a decoder, one choice each: what `gpt2/modern/model.py` builds, as data."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal

@@ -44,8 +44,10 @@ def learning_rate(
         return max_lr
     if kind == "inverse-sqrt":
         return max_lr / math.sqrt(max(1.0, min(step, steps) / max(1, stable)))
-    start = {"wsd": stable, "trapezoid": stable, "languini": 0}.get(kind, warmup)
+    start = {"cosine": warmup, "linear": warmup, "wsd": stable, "trapezoid": stable, "languini": 0}[kind]
     r = min(1.0, max(0.0, (step - start) / max(1, steps - start)))  # the fraction of the decay that is over
-    cosine = 0.5 * (1 + math.cos(math.pi * r))
-    decay = {"linear": 1 - r, "trapezoid": 1 - r, "wsd": 1 - math.sqrt(r)}.get(kind, cosine)
+    if kind in ("cosine", "languini"):
+        decay = 0.5 * (1 + math.cos(math.pi * r))
+    else:
+        decay = 1 - (math.sqrt(r) if kind == "wsd" else r)
     return max_lr * (rise * (final_fraction + (1 - final_fraction) * decay))

@@ -1,7 +1,4 @@
-"""The peak speeds of known GPUs, as data: MFU is relative to them, and runs are planned with them.
-
-Built in notebook 18.
-"""
+"""The peak speeds of known GPUs, as data: MFU is relative to them, and runs are planned with them."""
 
 import re
 import statistics

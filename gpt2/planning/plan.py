@@ -1,7 +1,4 @@
-"""The plan of a run: its cost in memory, hours and money, before machines are rented for it.
-
-Built in notebook 18.
-"""
+"""The plan of a run: its cost in memory, hours and money, before machines are rented for it."""
 
 import itertools
 import math

@@ -47,7 +47,7 @@ def open_run_folder(run: Run, fingerprint: dict[str, Any], processes: Processes)
         try:
             lock.acquire()
             owner.write_text(str(os.getpid()))
-            outcome = _find_resume_point(run, folder, fingerprint)
+            outcome = _prepare(run, folder, fingerprint)
         except Timeout:
             process = owner.read_text() if owner.exists() else "unknown"
             outcome = UserError(f"{folder} is in use by process {process}; wait for it, or name another --log.folder")
@@ -63,8 +63,12 @@ def open_run_folder(run: Run, fingerprint: dict[str, Any], processes: Processes)
         lock.release()
 
 
-def _find_resume_point(run: Run, folder: Path, fingerprint: dict[str, Any]) -> ResumePoint:
-    """Decide where `run` begins. Prepare its folder: write the settings, and cut the log to where the run resumes."""
+def _prepare(run: Run, folder: Path, fingerprint: dict[str, Any]) -> ResumePoint:
+    """Decide where `run` begins, and prepare its folder.
+
+    What unfinished saves left, and the run that `--log.overwrite` replaces, is deleted; the settings are written, and
+    the log is cut to where the run resumes.
+    """
     for unfinished in folder.glob("*.tmp"):
         shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
     log = folder / "log.txt"
@@ -150,8 +154,12 @@ def fingerprint_of(run: Run, shards: list[list[Any]]) -> dict[str, Any]:
 
 
 def differences(record: Record, fingerprint: dict[str, Any]) -> list[str]:
-    """What has changed since the record was written: `optim.lr 0.001 → 0.002`."""
-    before, after = _leaves(record.settings), _leaves(fingerprint["settings"])
+    """What has changed since the record was written: `optim.lr 0.001 → 0.002`.
+
+    A setting that did not exist then had its default.
+    """
+    defaults = _leaves(fingerprint_of(Run(), [])["settings"])
+    before, after = defaults | _leaves(record.settings), _leaves(fingerprint["settings"])
     found = [
         f"{name} {before.get(name)!r} → {after.get(name)!r}"
         for name in sorted(before.keys() | after.keys())

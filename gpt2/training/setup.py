@@ -20,7 +20,7 @@ from gpt2.evaluation.hellaswag import Item, load_items
 from gpt2.formats.build import build, make_config, trained_config
 from gpt2.formats.checkpoint import ResumePoint
 from gpt2.formats.load import from_pretrained, is_pretrained, pretrained_config
-from gpt2.logs.trackers import check_trackers, open_trackers
+from gpt2.logs.trackers import open_trackers
 from gpt2.logs.writer import RunLog, Tracker
 from gpt2.model import GPT, GPTConfig
 from gpt2.modern.model import Modern, disable_flex
@@ -39,7 +39,6 @@ def choose_config(run: Run, processes: Processes) -> GPTConfig:
 
     Raises UserError where it can't be built, contradicts the weights, or needs more memory than there is.
     """
-    check_trackers(run.log.tensorboard, run.log.wandb)
     wanted = run.model
     if not is_pretrained(wanted.init):
         try:
@@ -79,7 +78,10 @@ def open_data(run: Run, config: GPTConfig, processes: Processes) -> RunData:
     """Open the shards, which fixes the place of every token in the run. Raises UserError for unfit shards."""
     block_size = trained_config(run.model, config).block_size
     train = find_shards(run.data.shards, "train", run.model.vocab_size)
-    val = Sequences(find_shards(run.data.val_shards or run.data.shards, "val", run.model.vocab_size), block_size)
+    held_out = find_shards(run.data.val_shards or run.data.shards, "val", run.model.vocab_size)
+    if both := sorted({shard.path for shard in train} & {shard.path for shard in held_out}):
+        raise UserError(f"{both[0]} is both a train and a val shard; name other val shards: --data.val-shards")
+    val = Sequences(held_out, block_size)
     if not len(val):
         raise UserError(
             f"the val shards hold {val.tokens} tokens, fewer than one sequence of {block_size}; "
@@ -91,7 +93,7 @@ def open_data(run: Run, config: GPTConfig, processes: Processes) -> RunData:
         block_size,
         rank=processes.rank,
         world_size=processes.world_size,
-        micro_batch=1 if run.system.micro_batch == "auto" else run.system.micro_batch,
+        micro_batch=1 if run.system.micro_batch == "auto" else run.system.micro_batch,  # auto: set when it is chosen
         seed=run.data.seed,
         device=processes.device,
         overfit=run.data.overfit,
@@ -109,13 +111,8 @@ def make_model(run: Run, config: GPTConfig, device: torch.device) -> GPT | Moder
     return model.to(device, torch.float32 if run.system.weights == "fp32" else torch.bfloat16)
 
 
-def open_log(
-    run: Run, resume: ResumePoint, model: GPT | Modern, execution: Execution, processes: Processes
-) -> tuple[RunLog, float]:
-    """The log, with its header and trackers; and the seconds of a step at the devices' peak FLOPS, for the MFU.
-
-    Only the first process writes.
-    """
+def open_log(run: Run, resume: ResumePoint, model: GPT | Modern, execution: Execution, processes: Processes) -> RunLog:
+    """The log, with its header and trackers. Only the first process writes."""
     peak, source = peak_flops(processes.device, execution.precision)
     batch, steps = run.data.batch_tokens, run.schedule.steps
     flops = run_flops(run, trained_config(run.model, model.config))
@@ -136,6 +133,7 @@ def open_log(
     if processes.is_first:
         trackers, notes = open_trackers(folder, run.log.tensorboard, run.log.wandb, settings, resume.step)
         lines |= notes
-    log = RunLog(folder / "log.txt", processes.is_first, steps, resume.step, trackers)
+    ideal_seconds = flops / steps / (peak * processes.world_size)
+    log = RunLog(folder / "log.txt", processes.is_first, steps, resume.step, trackers, ideal_seconds)
     log.header(lines)
-    return log, flops / steps / (peak * processes.world_size)
+    return log

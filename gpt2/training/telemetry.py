@@ -56,8 +56,8 @@ def layer_norms(model: nn.Module) -> dict[str, tuple[float, float]]:
 
 
 def layer_of(parameter_name: str) -> str:
-    """`transformer.h.3.attn.c_attn.weight` → `h.3`, also if the model is wrapped or compiled."""
-    parts = [p for p in parameter_name.split(".") if p not in ("module", "_orig_mod", "transformer")]
+    """`transformer.h.3.attn.c_attn.weight` → `h.3`."""
+    parts = parameter_name.removeprefix("transformer.").split(".")
     return ".".join(parts[: 2 if parts[1:] and parts[1].isdigit() else 1])
 
 
