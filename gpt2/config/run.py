@@ -12,6 +12,9 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from gpt2.modern.parts import Parts
 
+Precision = Literal["auto", "bf16", "fp16", "tf32", "fp32"]
+Compile = Literal["auto", "on", "off"]
+Device = Literal["auto", "cuda", "mps", "cpu"]
 ScheduleKind = Literal["cosine", "linear", "constant", "wsd", "trapezoid", "inverse-sqrt", "languini"]
 
 
@@ -149,20 +152,20 @@ class System:
 
     micro_batch: Annotated[int | Literal["auto"], Ge(1)] = "auto"
     """Sequences that a process computes at a time; auto: the most that fit."""
-    precision: Literal["auto", "bf16", "fp16", "tf32", "fp32"] = "auto"
+    precision: Precision = "auto"
     """auto: bf16 where the hardware has instructions for it, else fp16 on CUDA, else fp32."""
     weights: Literal["fp32", "bf16", "bf16-master"] = "fp32"
     """Storage of weights and gradients. bf16-master: the optimiser keeps fp32 copies and updates those."""
     small_gpu: bool = False
     """For GPUs without bf16 or FlexAttention (RTX 2080): fp16 with loss scaling, fp32 weights, windows and sinks by the
     plain formula, MLPs recomputed in backward."""
-    compile: Literal["auto", "on", "off"] = "auto"
+    compile: Compile = "auto"
     """torch.compile for training and validation. auto: if there is a compiler, and the run is long enough to gain."""
     zero: Literal[0, 1, 2, 3] = 0
     """ZeRO stage: 0 divides nothing (DDP), 1 the optimiser state over processes, 2 gradients too, 3 weights too."""
     recompute: Literal["none", "mlp", "block"] = "none"
     """What is recomputed in backward instead of being kept: less memory, more time."""
-    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    device: Device = "auto"
     seed: int = 1337
     """Seed of the initial weights and of the samples."""
 

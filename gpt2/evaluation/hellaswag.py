@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -20,6 +20,7 @@ from annotated_types import Ge
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from gpt2.config.run import Precision
 from gpt2.data.tokenizer import get_encoding
 from gpt2.evaluation.validation import evaluating, token_losses
 from gpt2.formats.load import from_pretrained
@@ -260,7 +261,7 @@ class Options:
     """A jsonl file with ctx, endings and label in every line, or a Hugging Face dataset (a name or a folder)."""
     limit: Annotated[int | None, Ge(1)] = None
     """Score only the first N items [all]."""
-    precision: Literal["auto", "bf16", "fp16", "tf32", "fp32"] = "auto"
+    precision: Precision = "auto"
     """auto: bf16 where the hardware has instructions for it, else fp16 on CUDA, else fp32."""
 
 

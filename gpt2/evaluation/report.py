@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 from annotated_types import Ge
 
-from gpt2.config.run import Run, from_json
+from gpt2.config.run import Precision, Run, from_json
 from gpt2.data.loader import Sequences
 from gpt2.data.shards import find_shards
 from gpt2.data.tokenizer import get_encoding, token_bytes
@@ -39,7 +39,7 @@ class Options:
     """Score only the last N targets of every window, and move on by N [all]."""
     micro_batch: Annotated[int, Ge(1)] = 8
     """Sequences that a process computes at a time."""
-    precision: Literal["auto", "bf16", "fp16", "tf32", "fp32"] | None = None
+    precision: Precision | None = None
     """[the run's; else auto]"""
 
 

@@ -8,14 +8,14 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 import tyro
 from torch import Tensor, nn
 
 from gpt2.config.presets import PRESETS
-from gpt2.config.run import Run
+from gpt2.config.run import Device, Run
 from gpt2.formats.build import build, make_config
 from gpt2.model import GPT, GPTConfig
 from gpt2.modern.model import Modern
@@ -36,7 +36,7 @@ class Options:
 
     name: Annotated[str, tyro.conf.Positional] = next(iter(PRESETS))
     """A preset of train_gpt2.py."""
-    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    device: Device = "auto"
 
 
 def inspect_preset(name: str, run: Run, device: torch.device) -> Iterator[str]:

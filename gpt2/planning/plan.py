@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt, Le
 
 from gpt2.config.checks import resolve
 from gpt2.config.presets import PRESETS
-from gpt2.config.run import Run
+from gpt2.config.run import Precision, Run
 from gpt2.formats.build import make_config
 from gpt2.model import GPTConfig
 from gpt2.planning.fits import fit, flags, least_change
@@ -38,7 +38,7 @@ class Options:
     """What backward computes again instead of keeping it [the preset's]."""
     micro_batch: Annotated[int | None, Ge(1)] = None
     """Sequences that a GPU computes at a time [the largest that fits]."""
-    precision: Literal["auto", "bf16", "fp16", "tf32", "fp32"] | None = None
+    precision: Precision | None = None
     """auto: bf16, or fp16 where the hardware has no bf16 [the preset's]."""
     tokens: Annotated[int | None, Ge(1)] = None
     """Tokens to train on [the preset's]."""

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 import tyro
@@ -21,7 +21,7 @@ from torch import nn
 
 from gpt2.config.checks import resolve
 from gpt2.config.presets import PRESETS
-from gpt2.config.run import Run
+from gpt2.config.run import Compile, Device, Precision, Run
 from gpt2.optim.optimizer import make_optimizer
 from gpt2.planning.fits import setup_of
 from gpt2.planning.flops import flops_per_token
@@ -46,10 +46,10 @@ class Options:
     name: Annotated[str, tyro.conf.Positional]
     """A preset of train_gpt2.py."""
     out: Path = Path("sweep.csv")
-    compile: Literal["auto", "on", "off"] = "auto"
+    compile: Compile = "auto"
     """auto: as the trainer chooses for the preset's whole run."""
-    precision: Literal["auto", "bf16", "fp16", "tf32", "fp32"] = "auto"
-    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    precision: Precision = "auto"
+    device: Device = "auto"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ Built in notebook 12.
 
 import contextlib
 import importlib.metadata
-import os
 import platform
 import re
 import subprocess
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from gpt2.system.machine import GIB, available_cores, processor_name
+from gpt2.system.machine import GIB, available_cores, processes_here, processor_name
 from gpt2.system.processes import Processes
 
 
@@ -72,9 +71,8 @@ def describe_machine(processes: Processes) -> dict[str, str]:
         name, driver = f"{torch.cuda.get_device_name(device)}, {total / GIB:.0f} GiB", _driver()
     else:
         name, driver = f"{processor_name()}, {available_cores()} cores", ""
-    here = os.environ.get("LOCAL_WORLD_SIZE", "1")
     lines = {
-        "hardware": f"{processes.world_size} process(es), {here} on this machine, on {name}",
+        "hardware": f"{processes.world_size} process(es), {processes_here()} on this machine, on {name}",
         "driver": driver,
         "software": _versions(),
         "code": _commit(Path(__file__).resolve().parents[2]),
