@@ -12,15 +12,22 @@ import warnings
 from types import SimpleNamespace
 
 import matplotlib.image
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from conftest import ROOT, command, run_python, train_words
 
 from gpt2 import __main__ as gpt2
 from gpt2.logs.plot import plot_logs, positions
-from gpt2.logs.reader import read_log
+from gpt2.logs.reader import published_log, published_runs, read_log
 from gpt2.logs.writer import RunLog, StepMetrics, truncate_log
 from gpt2.system.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def closed_figures():
+    yield
+    plt.close("all")
 
 
 def metrics(loss=1.0, lr=1.0, norm=1.0, seconds=1.0, tokens=1, epoch=0.0) -> StepMetrics:
@@ -39,7 +46,7 @@ def make_log(path, steps: int = 30, first: int = 0) -> None:
     log.close()
 
 
-def test_lines_are_those_of_the_published_log(tmp_path):
+def test_lines_have_the_form_of_the_published_log(tmp_path):
     log = RunLog(tmp_path / "log.txt", active=True, steps=1)
     log.step(0, metrics(10.955009, 1.2e-5, 15.9685, 12.70184, 524288))
     log.validation(250, 6.1631, 1.8312)
@@ -321,6 +328,16 @@ PEERS = {
     "step     1 | loss: 10.600123 | lr 1.6783e-06 | norm: 12.0001 | dt: 524.29ms | tok/sec: 1000000.00\n"
     "validation loss: 9.5000\nHellaSwag accuracy: 2522/10042=0.2512\nrank 0 sample 0: Hello, I'm a step\n"
     "step     2 | loss: 9.450001 | lr 2.5175e-06 | norm: 8.5000 | dt: 524.29ms | tok/sec: 1000000.00\nvalidation los",
+    **{
+        f"Train GPT-2, lr{colon}, dt{ms}": "total desired batch size: 524288\n"
+        "=> calculated gradient accumulation steps: 4\nfound 99 shards for split train\nValidation loss 10.9500\n"
+        f"step    0 | loss: 10.955009 | lr{colon} 1.2000e-05 | norm: 15.9685 | dt: 12701.84{ms} | tok/sec: 41276.54\n"
+        f"step    1 | loss: 10.600123 | lr{colon} 2.4000e-05 | norm: 9.0330 | dt: 498.35{ms} | tok/sec: 1052056.01\n"
+        "Validation loss 9.5000\n"
+        f"step    2 | loss: 9.450001 | lr{colon} 3.6000e-05 | norm: 5.4874 | dt: 493.48{ms} | tok/sec: 1062435.81\nVal"
+        for colon in ("", ":")
+        for ms in ("", "ms")
+    },
     "nanoGPT": "tokens per iteration will be: 491,520\nnum decayed parameter tensors: 50\n"
     "step 0: train loss 10.9489, val loss 10.9500\niter 0: loss 10.9550, time 20000.00ms, mfu -100.00%\n"
     "iter 1: loss 10.6001, time 500.00ms, mfu 35.12%\nsaving checkpoint to out\n"
@@ -390,6 +407,52 @@ def test_steps_that_were_made_again_after_a_crash_count_once(tmp_path):
     )
     (tmp_path / "main.log").write_text("s:0 tel:9.0000\n" + again)
     np.testing.assert_allclose(read_log(tmp_path / "main.log").loss, [9, 8, 5])
+
+
+PUBLISHED = """total desired batch size: 524288
+=> calculated gradient accumulation steps: 4
+found 99 shards for split train
+found 1 shards for split val
+num decayed parameter tensors: 50, with 124,354,560 parameters
+num non-decayed parameter tensors: 98, with 121,344 parameters
+using fused AdamW: True
+Validation loss 10.9535
+step    0 | loss: 10.955009 | lr: 1.2000e-05 | norm: 15.9685 | dt: 12701.84 | tok/sec: 41276.54
+step    1 | loss: 10.440608 | lr: 2.4000e-05 | norm: 9.0330 | dt: 498.35 | tok/sec: 1052056.01
+step    2 | loss: 10.040066 | lr: 3.6000e-05 | norm: 5.4874 | dt: 493.48 | tok/sec: 1062435.81
+"""  # the first lines that the published run of Train GPT-2 printed, on 8 A100
+
+
+def test_the_published_run_is_read_as_it_was_printed(tmp_path):
+    (tmp_path / "printed.txt").write_text(PUBLISHED)
+    log = read_log(tmp_path / "printed.txt")
+    assert (log.source, log.batch_tokens) == ("Train GPT-2", 524288)
+    np.testing.assert_array_equal(log.loss, [10.955009, 10.440608, 10.040066])
+    np.testing.assert_array_equal(log.lr, [1.2e-5, 2.4e-5, 3.6e-5])
+    np.testing.assert_array_equal(log.norm, [15.9685, 9.0330, 5.4874])
+    np.testing.assert_array_equal(log.dt, [12701.84, 498.35, 493.48])
+    np.testing.assert_array_equal(log.tok_per_sec, [41276.54, 1052056.01, 1062435.81])
+    assert (log.val_step.tolist(), log.val_loss.tolist()) == ([0], [10.9535])
+    np.testing.assert_array_equal(published_log("train-gpt-2").loss[:3], log.loss)
+
+
+@pytest.mark.parametrize("x", ["step", "tokens", "hours"])
+def test_published_runs_are_drawn_beside_a_run_folder(tmp_path, x):
+    (tmp_path / "run").mkdir()
+    make_log(tmp_path / "run" / "log.txt")
+    names = [name for name in published_runs() if x != "hours" or name != "lecture"]  # its hours are not known
+    gpt2.main(["plot", str(tmp_path / "run"), "--with", ",".join(names), "--x", x, "-o", str(tmp_path / "all.png")])
+    assert (tmp_path / "all.png").exists()
+    logs = [read_log(tmp_path / "run"), *map(published_log, names)]
+    labels = [text.get_text() for text in plot_logs(logs, x).axes[0].get_legend().get_texts()]
+    for name in names:
+        title, loss = published_runs()[name]["title"], published_runs()[name]["val_loss"][-1][1]
+        assert f"{title}, validation: {loss:.4f} nats at the end" in labels and " val of FineWeb" in title
+
+
+def test_an_unknown_published_run_is_refused_with_the_known_ones(tmp_path):
+    with pytest.raises(UserError, match="--with lectur is not a published run; known: lecture, train-gpt-2, llmc-124m"):
+        gpt2.main(["plot", str(tmp_path), "--with", "speedrun-8,lectur"])
 
 
 @pytest.mark.parametrize("x", ["step", "tokens", "hours"])
@@ -482,7 +545,7 @@ def test_the_header_says_how_many_tokens_a_step_has(tmp_path):
 
 def test_a_refused_file_lists_the_logs_that_are_read(tmp_path):
     (tmp_path / "log.txt").write_text("tokens per iteration will be: 491,520\n")
-    with pytest.raises(UserError, match=r"build-nanogpt, nanoGPT, llm\.c, modded-nanogpt"):
+    with pytest.raises(UserError, match=r"build-nanogpt, Train GPT-2, nanoGPT, llm\.c, modded-nanogpt"):
         read_log(tmp_path / "log.txt")
 
 

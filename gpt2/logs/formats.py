@@ -1,8 +1,8 @@
 """The lines in which GPT-2 projects log a run, as data, and the parser that reads them.
 
 Built in notebook 12. The forms are taken from what each project writes: build-nanogpt's log.txt and its output;
-nanoGPT's output; llm.c's main.log (of its C, CUDA and Python trainers); the files in modded-nanogpt's records/, which
-begin with the script that ran.
+Train GPT-2's output; nanoGPT's output; llm.c's main.log (of its C, CUDA and Python trainers); the files in
+modded-nanogpt's records/, which begin with the script that ran.
 """
 
 import functools
@@ -11,7 +11,8 @@ import re
 OURS = "log.txt of train_gpt2.py"
 
 # project → the forms of its lines, as regular expressions in which `<loss>` stands for a number, and `<loss.4>` for
-# one of at least 4 decimals (so that a line that was cut off is not read). No line has the form of two projects.
+# one of at least 4 decimals (so that a line that was cut off is not read). The projects' step lines may be alike, so
+# all lines are counted when a log is recognised.
 FORMATS = {
     OURS: [
         r"step +<step> \| loss: <loss> \| lr: <lr> \| norm: <norm> \| dt: <dt>ms \| tok/sec: <tok_per_sec.2>",
@@ -27,6 +28,11 @@ FORMATS = {
         r"<step> train <loss.4>",
         r"<step> val <val_loss.4>",
         r"<step> hella <hellaswag.4>",
+    ],
+    "Train GPT-2": [
+        r"step +<step> \| loss: <loss> \| lr:? <lr> \| norm: <norm> \| dt: <dt>(?:ms)? \| tok/sec: <tok_per_sec.2>",
+        r"total desired batch size: <batch_tokens>",
+        r"Validation loss:? <val_loss.4>",  # of the step that the next line names
     ],
     "nanoGPT": [
         r"iter <step>: loss <loss>, time <dt>ms(?:, mfu \S+%)?",
@@ -48,8 +54,8 @@ COUNTS_DONE = {"modded-nanogpt"}
 
 
 def recognise(lines: list[str]) -> str | None:
-    """The project of `FORMATS` that wrote most of the lines about a step; None if there are no such lines."""
-    counts = {source: sum("step" in _numbers(line, source) for line in lines) for source in FORMATS}
+    """The project of `FORMATS` that has the form of most of the lines; None if there are no such lines."""
+    counts = {source: sum(bool(_numbers(line, source)) for line in lines) for source in FORMATS}
     source = max(counts, key=lambda name: counts[name])
     return source if counts[source] else None
 

@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from gpt2.logs.reader import Log, read_log
+from gpt2.logs.reader import PUBLISHED, Log, published_log, published_runs, read_log
 from gpt2.logs.writer import short_count
 from gpt2.system.errors import UserError
 from gpt2.system.ranges import check_ranges
@@ -114,11 +114,11 @@ def positions(log: Log, steps: np.ndarray, x: str, tokens_per_second: float | No
 
 
 def short_names(logs: list[Log]) -> list[str]:
-    """The paths of the logs, without the folder that they share, shortened to 40 characters."""
-    paths = [Path(log.name).absolute() for log in logs]
-    shared = os.path.commonpath([path.parent for path in paths])
-    names = [str(path.relative_to(shared)) for path in paths]
-    return [name if len(name) <= 40 else f"{name[:19]}…{name[-20:]}" for name in names]
+    """The paths of the logs, without the folder that they share, shortened to 40 characters; or their titles."""
+    paths = [Path(log.name).absolute() for log in logs if log.source != PUBLISHED]
+    shared = os.path.commonpath([path.parent for path in paths]) if paths else ""
+    names = [log.name if log.source == PUBLISHED else os.path.relpath(log.name, shared) for log in logs]
+    return [name if len(name) <= 41 else f"{name[:19]}…{name[-20:]}" for name in names]
 
 
 def _bits_per_nat(log: Log) -> float:
@@ -171,10 +171,13 @@ def _finish_panels(axes: dict[str, Axes]) -> None:
 class Options:
     """Draw the losses, learning rate, gradient norm, speed and HellaSwag accuracy of one log or several, overlaid.
 
-    A log is the log.txt of a run of train_gpt2.py, or one of build-nanogpt, nanoGPT, llm.c or modded-nanogpt.
+    A log is a run folder of train_gpt2.py or its log.txt, or what build-nanogpt, Train GPT-2, nanoGPT, llm.c or
+    modded-nanogpt wrote.
     """
 
     logs: Annotated[tuple[Path, ...], tyro.conf.Positional] = (Path("log.txt"),)
+    published: Annotated[tuple[str, ...], tyro.conf.arg(name="with")] = ()
+    """Published runs to draw beside them: lecture, train-gpt-2, llmc-124m, speedrun-8."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("loss.png")
     x: Literal["step", "tokens", "hours"] = "step"
     """The horizontal axis: steps, tokens seen, or hours spent in training steps."""
@@ -192,7 +195,11 @@ def main(options: Options) -> None:
     speed = options.tokens_per_second
     if speed and options.x == "tokens":
         raise UserError(f"--tokens-per-second {speed:g} makes x hours; leave --x tokens out")
-    figure: Any = plot_logs([read_log(path) for path in options.logs], options.x, speed, options.y)
+    names = [name for word in options.published for name in word.split(",")]
+    if unknown := sorted(set(names) - published_runs().keys()):
+        raise UserError(f"--with {unknown[0]} is not a published run; known: {', '.join(published_runs())}")
+    logs = [*(read_log(path) for path in options.logs), *(published_log(name) for name in names)]
+    figure: Any = plot_logs(logs, options.x, speed, options.y)
     try:
         figure.savefig(options.out)
     except (OSError, ValueError) as error:

@@ -3,13 +3,18 @@
 Built in notebook 12.
 """
 
+import functools
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from gpt2.logs.formats import FORMATS, OURS, recognise, rows_of
 from gpt2.system.errors import UserError
+
+PUBLISHED = "published figures"
 
 
 @dataclass(frozen=True)
@@ -19,8 +24,8 @@ class Log:
     Columns of one group have the same length; the first one holds the steps.
     """
 
-    name: str  # path of the file
-    source: str  # one of gpt2.logs.formats.FORMATS
+    name: str  # path of the file, or title of a published run
+    source: str  # one of gpt2.logs.formats.FORMATS, or PUBLISHED
     header: dict[str, str]
     batch_tokens: float  # tokens per step
     # training steps
@@ -43,11 +48,14 @@ class Log:
 def read_log(path: str | Path) -> Log:
     """Read a log of any of the `FORMATS`, which is recognised by its lines; other lines are ignored.
 
+    `path` is a file, or a run folder with a log.txt.
     Raises UserError for a file that can't be read, or that has lines about fewer than two steps, as a text that quotes
     a log has. A curve needs two.
     """
+    path = Path(path)
+    path = path / "log.txt" if path.is_dir() else path
     try:
-        text = Path(path).read_text(encoding="utf-8", errors="replace")
+        text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise UserError(f"can't read the log {path} ({error.strerror}); give the log.txt of a run") from None
     lines = [line.rstrip() for line in text.split("\n")]
@@ -59,6 +67,29 @@ def read_log(path: str | Path) -> Log:
             f"{', '.join(list(FORMATS)[1:])} (their log file, or what they print)"
         )
     header = [line[2:].split(": ", 1) for line in lines if source == OURS and line.startswith("# ") and ": " in line]
+    return _log(str(path), source, dict(header), rows, batch_tokens)
+
+
+@functools.cache
+def published_runs() -> dict[str, dict[str, Any]]:
+    """What is known of published runs, by short name: title, source, date, tokens and ms per step, losses by step."""
+    return json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
+
+
+def published_log(name: str) -> Log:
+    """The losses of one of the `published_runs`. Its name is a title that says which text it was validated on."""
+    run = published_runs()[name]
+    rows: dict[int, dict[str, float]] = {}
+    for column in ("loss", "val_loss"):
+        for step, value in run[column]:
+            rows.setdefault(step, {})[column] = value
+    for row in rows.values():
+        row["dt"] = run["step_ms"] or np.nan
+    return _log(run["title"], PUBLISHED, {"source": run["source"], "date": run["date"]}, rows, run["batch_tokens"])
+
+
+def _log(name: str, source: str, header: dict[str, str], rows: dict[int, dict[str, float]], batch_tokens: float) -> Log:
+    """The log whose rows have these numbers; what follows from others is computed."""
     training = _table(rows, "step", "loss", "lr", "norm", "dt", "tok_per_sec", "elapsed_ms")
     training["dt"], training["seconds"] = _times(training["step"], training["dt"], training.pop("elapsed_ms"))
     if np.isnan(batch_tokens):
@@ -68,7 +99,7 @@ def read_log(path: str | Path) -> Log:
     training["tok_per_sec"] = np.where(np.isnan(training["tok_per_sec"]), computed, training["tok_per_sec"])
     validations = _table(rows, "val_step", "val_loss", "bits_per_byte")
     hellaswag = _table(rows, "hellaswag_step", "hellaswag")
-    return Log(str(path), source, dict(header), batch_tokens, **training, **validations, **hellaswag)
+    return Log(name, source, header, batch_tokens, **training, **validations, **hellaswag)
 
 
 def _median(values: np.ndarray) -> float:
