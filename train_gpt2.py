@@ -96,7 +96,7 @@ def loop(
     *, run: Run, data: RunData, resume: ResumePoint, state: TrainingState, execution: Execution, processes: Processes
 ) -> None:
     """Train from the resume point to the last step, or until a signal asks to stop."""
-    log = open_log(run, resume, state.model, execution, processes)
+    log = open_log(run, resume, data, state, execution, processes)
     evaluation = Evaluation(run, state, data.val, data.items, execution, processes)
     checkpoints = Checkpoints(Path(run.log.folder), processes, run.log.keep, run.log.keep_every)
     fingerprint = fingerprint_of(run, data.shards)

@@ -121,7 +121,7 @@ def test_a_compiled_run_follows_the_plain_one_and_compiles_once_whatever_is_eval
     np.testing.assert_allclose(a.loss, b.loss, atol=1e-4, rtol=0)
     np.testing.assert_allclose(a.val_loss, b.val_loss, atol=1e-4, rtol=0)
     np.testing.assert_array_equal(a.hellaswag_step, [0, 10, 20])
-    assert b.header["machine"].endswith(", compiled")
+    assert b.header["execution"].endswith(", compiled")
     assert "Recompiling" not in done.stderr, done.stderr
 
 
@@ -306,7 +306,7 @@ def test_the_committed_log_is_of_a_real_run():
 
 def test_micro_batch_auto_finds_one_that_divides(shards, tmp_path):
     train(shards, tmp_path / "run", "--system.micro-batch", "auto", "--schedule.steps", "1", processes=2)
-    assert "micro-batch 8" in read_log(tmp_path / "run" / "log.txt").header["machine"]
+    assert " of 8 × " in read_log(tmp_path / "run" / "log.txt").header["accumulation"]
     assert json.loads((tmp_path / "run" / "config.json").read_text())["system"]["micro_batch"] == "auto"
 
 

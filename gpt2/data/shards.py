@@ -105,9 +105,9 @@ def find_shards(where: str | Path, split: str, vocab_size: int | None = None) ->
     """
     folder = Path(where)
     if folder.is_dir():
-        paths = [p for p in folder.iterdir() if p.suffix in (".npy", ".bin") and split in splits_in(p.stem)]
+        paths = [p for p in folder.iterdir() if p.suffix in (".npy", ".bin") and split in _splits_in(p.stem)]
     else:
-        paths = [Path(p) for p in glob.glob(str(where)) if split in (splits_in(Path(p).stem) or {split})]
+        paths = [Path(p) for p in glob.glob(str(where)) if split in (_splits_in(Path(p).stem) or {split})]
     if not paths:
         extra = f" --vocab-size {vocab_size}" if vocab_size else ""
         extra += " --test" if split == "test" else ""
@@ -121,7 +121,7 @@ def find_shards(where: str | Path, split: str, vocab_size: int | None = None) ->
     return shards
 
 
-def splits_in(name: str) -> set[str]:
+def _splits_in(name: str) -> set[str]:
     """The splits that a file name contains as words: `fineweb_train_000001` → {"train"}."""
     return {"train", "val", "test"} & set(re.split("[_.-]", name))
 

@@ -1,6 +1,6 @@
 """Which parameter goes to which optimiser, and the optimiser of a run: AdamW, or Muon beside it.
 
-Built in notebooks 08 (AdamW) and 15 (Muon).
+Built in notebook 08.
 """
 
 import re
@@ -117,6 +117,19 @@ class AdamWAndMuon(torch.optim.Optimizer):
         muon = [group for group in self.param_groups if "fused_rows" in group]
         weights = [pair for group in muon for pair in zip(group["params"], group["fused_rows"], strict=True)]
         self.matrices = {matrix.weight: matrix for matrix in assign_owners(weights, world_size)}
+
+    def describe(self) -> str:
+        """How many tensors, with how many parameters, each rule updates, and how many of them decay."""
+
+        def count(groups: list[dict[str, Any]]) -> str:
+            sizes = [p.numel() for group in groups for p in group["params"]]
+            return f"{len(sizes)} tensors with {sum(sizes):,} parameters"
+
+        by_rule = [[g for g in self.param_groups if ("fused_rows" in g) == muon] for muon in (True, False)]
+        rules = [f"{name} for {count(g)}" for name, g in zip(("Muon", "fused AdamW"), by_rule, strict=True) if g]
+        decayed = [group for group in self.param_groups if group["weight_decay"]]
+        others = [group for group in self.param_groups if not group["weight_decay"]]
+        return f"{', '.join(rules)}; decayed: {count(decayed)}; not decayed: {count(others)}"
 
     def begin(self, updates: int) -> None:
         """Create the state after so many updates, with zeros in its tensors, to be filled from a checkpoint."""

@@ -31,10 +31,6 @@ class Execution:
     compiled: bool
     micro_batch: int
 
-    def __str__(self) -> str:
-        compiled = "compiled" if self.compiled else "not compiled"
-        return f"micro-batch {self.micro_batch}, {self.precision}, {compiled}"
-
 
 def choose_execution(run: Run, model: GPT | Modern, processes: Processes) -> Execution:
     """What the run asks for, or what is fastest on this machine. All processes call this together.

@@ -30,6 +30,7 @@ from gpt2.planning.flops import run_flops
 from gpt2.planning.gpus import peak_flops
 from gpt2.system.errors import UserError
 from gpt2.system.processes import Processes
+from gpt2.training.checkpoint import TrainingState
 from gpt2.training.execution import Execution
 from gpt2.training.telemetry import describe_machine
 
@@ -111,18 +112,27 @@ def make_model(run: Run, config: GPTConfig, device: torch.device) -> GPT | Moder
     return model.to(device, torch.float32 if run.system.weights == "fp32" else torch.bfloat16)
 
 
-def open_log(run: Run, resume: ResumePoint, model: GPT | Modern, execution: Execution, processes: Processes) -> RunLog:
+def open_log(
+    run: Run, resume: ResumePoint, data: RunData, state: TrainingState, execution: Execution, processes: Processes
+) -> RunLog:
     """The log, with its header and trackers. Only the first process writes."""
     peak, source = peak_flops(processes.device, execution.precision)
-    batch, steps = run.data.batch_tokens, run.schedule.steps
-    flops = run_flops(run, trained_config(run.model, model.config))
+    batch, steps, config = run.data.batch_tokens, run.schedule.steps, trained_config(run.model, state.model.config)
+    flops = run_flops(run, config)
     settings, folder = dataclasses.asdict(run), Path(run.log.folder)
+    micro_step = f"{execution.micro_batch} × {config.block_size:,} tokens"
+    micro_steps = batch // (execution.micro_batch * config.block_size * processes.world_size)
+    train, val = data.loader.sequences, data.val
     lines = {
         "command": shlex.join(["train_gpt2.py", *sys.argv[1:]]),
         **describe_machine(processes),
-        "model": f"{model.num_params():,} parameters, {json.dumps(dataclasses.asdict(model.config))}",
+        "model": f"{state.model.num_params():,} parameters, {json.dumps(dataclasses.asdict(state.model.config))}",
+        "data": f"{len(train.shards)} train shards with {train.tokens:,} tokens, {len(val.shards)} val shards with "
+        f"{val.tokens:,}",
         "tokens": f"{batch * steps:,} = {steps:,} steps of {batch:,}; {flops:.2e} FLOPs",
-        "machine": str(execution),
+        "accumulation": f"{micro_steps} micro-steps of {micro_step} in each process",
+        "execution": f"{execution.precision}, {'compiled' if execution.compiled else 'not compiled'}",
+        "optimizer": state.optimizer.describe(),
         "MFU": f"of {source}",
         "settings": json.dumps(settings),
     }
