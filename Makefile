@@ -1,3 +1,4 @@
+# make setup      the environment .venv, from nothing
 # make demo       set up from nothing, then the main job on this machine without network
 # make test       set up from nothing, then every test
 # make lab        JupyterLab on notebooks/
@@ -7,7 +8,7 @@
 # make clean      remove what these made (not data/ or runs/ of your own)
 #
 # A small build of torch on a Linux machine without a GPU:
-#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+#   make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -15,7 +16,7 @@ READY := .venv/ready
 DEMO := runs/demo
 STORIES := data/stories-2048
 
-.PHONY: demo test lab notebooks notebooks-test lint clean
+.PHONY: setup demo test lab notebooks notebooks-test lint clean
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml constraints.txt
@@ -23,6 +24,8 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch -c constraints.txt
 	$(BIN)/python -m pip install --quiet -e '.[dev,offline]' -c constraints.txt
 	touch $@
+
+setup: $(READY)
 
 demo: $(READY)
 	$(BIN)/python fineweb.py --source stories --vocab-size 2048 --out $(STORIES)

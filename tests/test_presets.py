@@ -23,6 +23,7 @@ from gpt2.system.errors import UserError
 # weights in norms: 12 C² a layer.
 PUBLISHED = {
     "gpt2-124m": 124_439_808,  # 50257 · 768 + 1024 · 768 + 12 (12 · 768² + 13 · 768) + 2 · 768
+    "train-gpt-2": 124_439_808,
     "llmc-124m": 124_439_808,
     "llmc-350m": 354_823_168,  # C 1024, L 24
     "llmc-774m": 774_030_080,  # C 1280, L 36
@@ -41,7 +42,7 @@ PUBLISHED = {
     # the last norm 768, two tables 2 · 50257 · 768
     "gpt-oss-mini": 265_096_176,
     "magnitude": 162_129_409,  # speedrun's and the gain
-    "novels": 12_318_720,  # C 384, L 6, T 256, V 4096
+    "novels": 8_791_040,  # C 320, L 6, T 256, V 4096
     # 128 wide, 4 layers, 128 positions, 2048 tokens
     "shakespeare": 852_224,  # 2 · 257 · 128 + 4 · 12 · 128², at 64 positions
     "demo": 1_071_872,

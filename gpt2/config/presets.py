@@ -2,9 +2,9 @@
 
 Built in notebook 12.
 
-Sources: the lecture (build-nanogpt), llm.c's scripts, modded-nanogpt's eighth record (2024-11-03, with the
-bf16 weights of its tenth), Languini's GPT baseline
-(arXiv 2309.11197), gpt-oss (arXiv 2508.10925), EDM2 (arXiv 2312.02696).
+Sources: the lecture (build-nanogpt), Train GPT-2, llm.c's scripts, modded-nanogpt's eighth record (2024-11-03, with
+the bf16 weights of its tenth), Languini's GPT baseline (arXiv 2309.11197), gpt-oss (arXiv 2508.10925), EDM2 (arXiv
+2312.02696).
 """
 
 from dataclasses import replace
@@ -113,8 +113,18 @@ _GPT3 = _llmc("gpt3-125m", "gpt3:c768", "fineweb-100b", steps=572_204, lr=6e-4, 
 # name → (what it is: model, data, tokens, FLOPs, time or result; the run). The first is the default.
 PRESETS: dict[str, tuple[str, Run]] = {
     "gpt2-124m": (
-        "GPT-2 124M on 10 B tokens of FineWeb-Edu: 8.5e18 FLOPs; published at 1.06 M tokens/s on 8 A100 (2.6 h)",
+        "GPT-2 124M on 10 B tokens of FineWeb-Edu: 8.5e18 FLOPs; 2.6 h at Train GPT-2's 1.06 M tokens/s on 8 A100",
         Run(eval=Eval(hellaswag_every=250)),
+    ),
+    "train-gpt-2": (
+        "Train GPT-2's script, GPT-2 124M on FineWeb-Edu: 1.0 B tokens, 9.0e17 FLOPs; published 493 ms/step on 8 A100",
+        Run(
+            optim=Optim(lr=1.8e-3),
+            schedule=Schedule(steps=2000, warmup=100),
+            eval=Eval(tokens=2**25, sample_every=100),
+            log=Log(folder="runs/train-gpt-2"),
+            system=System(micro_batch=16),
+        ),
     ),
     "demo": (
         "1.1 M parameters on the stories: 3.1 M tokens, 2.2e13 FLOPs; two minutes on two CPU cores",
