@@ -136,7 +136,7 @@ def loop(
             log.save_problem(state.step, checkpoints.finish(block=False))
             give_up_on_outliers(run, state, checkpoints, outlier)
             state.step, state.evaluated = state.step + 1, False
-        finish(run, state, log, checkpoints, (interruption.name or "a signal to another process") if stop else None)
+        finish(run, state, log, checkpoints, (interruption.name or "another process") if stop else None)
 
 
 def forward_backward(state: TrainingState, execution: Execution, zero: int) -> Tensor:
