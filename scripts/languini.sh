@@ -8,7 +8,8 @@
 #   24 h   small        111 M        256  36,529   4.8 B  3.07e18   small 24 --data.batch-tokens 131072
 #   48 h   medium       336 M        256  21,908   2.9 B  5.93e18   medium 48
 #   96 h   medium       336 M        256  43,817   5.7 B  1.19e19   medium 96
-#   published  classes and steps; the reference reads 55,416 tokens/s with small, 16,618 with medium (Languini Kitchen)
+#   published  classes and steps; the reference reads 238,719 tokens/s with mini, 141,864 with tiny, 55,416 with small,
+#              16,618 with medium and 7,058 with large (Languini Kitchen)
 #   estimate   1 × RTX 3090: the hours of the class; at 350 W, 2 to 34 kWh
 #              8 × A100 80GB at 40 % of their peak: 0.2 to 3.3 hours, $3 to $46
 #   measured   not yet by this project
@@ -16,8 +17,9 @@
 #   BOOKS='books/*.txt' bash scripts/languini.sh SIZE HOURS [flags of train_gpt2.py]
 #
 # Languini's own books (books3) are no longer to be had; name others. Its vocabulary comes from SentencePiece, ours from
-# GPT-2's first merges: compare losses per byte. A size without a published throughput needs
-# --languini.tokens-per-second, which `gpt2 sweep languini-large` measures.
+# GPT-2's first merges: compare losses per byte. xl has no published throughput and needs
+# --languini.tokens-per-second, which `gpt2 sweep languini-xl` measures. Languini trained in fp16 with 4 to 32 gradient
+# accumulation steps; here the precision and the micro-batch follow from the GPU.
 set -euo pipefail
 size=${1:?name a size: mini, tiny, small, medium, large or xl} hours=${2:?give the hours of the reference accelerator}
 shift 2

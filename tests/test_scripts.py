@@ -167,7 +167,7 @@ def test_a_script_says_what_its_run_takes(script):
     assert f"FLOPs      {flops:.2e}\n".replace("e+", "e") in text
     assert all(f"\n#   {word}" in text for word in ("published", "estimate", "measured"))
     estimates = re.findall(
-        r"8 × (\w100) 80GB at 40 % of their peak: ([\d.,]+) (m?s) a step, ([\d.]+) (\w+), \$([\d,]+)", text
+        r"8 × (\w100) 80GB at 40 % of their peak: ([\d.,]+) (m?s) a step, ([\d.]+) (\w+), \$([\d.,]+)", text
     )
     assert estimates
     for gpu, step, unit, time_, hours, dollars in estimates:

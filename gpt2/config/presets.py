@@ -18,16 +18,33 @@ STORIES = Data(shards="data/stories-2048", batch_tokens=2048, seed=1)
 
 
 def _llmc(
-    name: str, model: str, shards: str, steps: int, lr: float, save_every: int, batch: int = 524_288, final: float = 0.0
+    name: str,
+    model: str,
+    shards: str,
+    steps: int,
+    lr: float,
+    save_every: int,
+    batch: int = 524_288,
+    final: float = 0.0,
+    val_tokens: int = 10_485_760,
+    sample_every: int = 20_000,
+    sample_tokens: int = 144,
 ) -> Run:
-    """A run of llm.c's scripts."""
+    """A run of llm.c's scripts, which keep every checkpoint and write one sample from an empty prompt."""
     return Run(
         model=Model(init=model),
         data=Data(shards=f"data/{shards}", batch_tokens=batch, seed=42),
         optim=Optim(lr=lr),
         schedule=Schedule(steps=steps, warmup=700, final_fraction=final),
-        eval=Eval(hellaswag_every=250, sample_every=20_000),
-        log=Log(folder=f"runs/{name}", save_every=save_every),
+        eval=Eval(
+            tokens=val_tokens,
+            hellaswag_every=250,
+            sample_every=sample_every,
+            samples=1,
+            sample_tokens=sample_tokens,
+            prompt="",
+        ),
+        log=Log(folder=f"runs/{name}", save_every=save_every, keep_every=save_every),
         system=System(zero=1),
     )
 
@@ -42,15 +59,16 @@ def _languini(
     hours: float | None = None,
     speed: float | None = None,
 ) -> Run:
-    """A run of Languini's GPT baseline. Without a published throughput, its steps are those of small's 6 hours."""
+    """A run of Languini's GPT baseline. xl has no published throughput; its steps are those of small's 6 hours."""
     return Run(
         model=Model(init="d12", vocab_size=16_384, block_size=512, n_layer=layers, n_head=heads, n_embd=width),
         parts=Parts(head_size=head_size, scale_embedding=True, init="languini", tied=False),
         data=Data(shards="data/books-16384", batch_tokens=512 * batch),
         optim=Optim(lr=6e-4, weight_decay=0.0, clip=0.0),
         schedule=Schedule(steps=18_265, kind="languini", warmup=200, final_fraction=0.01),
-        eval=Eval(every=1000, tokens=512 * 2048, last_n=128, accuracy=True, sample_every=1000, prompt="The"),
-        log=Log(folder=f"runs/languini-{size}", save_every=1000, norms_every=100),
+        eval=Eval(every=500, tokens=4_096_000, last_n=128, accuracy=True, sample_every=1000, prompt="The"),
+        log=Log(folder=f"runs/languini-{size}", save_every=1000, norms_every=1000),
+        system=System(seed=0),
         languini=Languini(hours=hours, tokens_per_second=speed),
     )
 
@@ -117,7 +135,7 @@ PRESETS: dict[str, tuple[str, Run]] = {
         Run(eval=Eval(hellaswag_every=250)),
     ),
     "train-gpt-2": (
-        "Train GPT-2's script, GPT-2 124M on FineWeb-Edu: 1.0 B tokens, 9.0e17 FLOPs; published 493 ms/step on 8 A100",
+        "Train GPT-2's script, GPT-2 124M on FineWeb-Edu: 1.05 B tokens, 9.0e17 FLOPs; 493 ms per step on 8 A100",
         Run(
             optim=Optim(lr=1.8e-3),
             schedule=Schedule(steps=2000, warmup=100),
@@ -168,16 +186,35 @@ PRESETS: dict[str, tuple[str, Run]] = {
     ),
     "llmc-350m": (
         "llm.c's GPT-2 350M on FineWeb: 31.5 B tokens, 7.6e19 FLOPs; published 13.7 h on 8 A100",
-        _llmc("llmc-350m", "d24", "fineweb-100b", steps=60_000, lr=3e-4, save_every=2_000),
+        _llmc("llmc-350m", "d24", "fineweb-100b", steps=60_000, lr=3e-4, save_every=2_000, sample_every=100_000),
     ),
     "llmc-774m": (
         "llm.c's GPT-2 774M on FineWeb: 150 B tokens, 7.8e20 FLOPs; published 135 h on 8 A100",
-        _llmc("llmc-774m", "d36", "fineweb-100b", steps=286_102, lr=2.5e-4, save_every=4_000),
+        _llmc(
+            "llmc-774m",
+            "d36",
+            "fineweb-100b",
+            steps=286_102,
+            lr=2.5e-4,
+            save_every=4_000,
+            val_tokens=5_242_880,
+            sample_every=300_000,
+        ),
     ),
     "llmc-1558m": (
         "llm.c's GPT-2 1558M on FineWeb-Edu: 33.6 B tokens, 3.4e20 FLOPs; published 24 h on 8 H100",
         _llmc(
-            "llmc-1558m", "d48", "fineweb-edu-100b", steps=32_000, lr=6e-4, save_every=2_000, batch=1_048_576, final=0.1
+            "llmc-1558m",
+            "d48",
+            "fineweb-edu-100b",
+            steps=32_000,
+            lr=6e-4,
+            save_every=2_000,
+            batch=1_048_576,
+            final=0.1,
+            val_tokens=2_621_440,
+            sample_every=300_000,
+            sample_tokens=384,
         ),
     ),
     "gpt3-125m": (
@@ -215,12 +252,12 @@ PRESETS: dict[str, tuple[str, Run]] = {
         ),
     ),
     "languini-mini": (
-        "Languini's mini, 4 layers, 512 wide, on books: 1.2 B tokens, 1.4e17 FLOPs; in small's steps",
-        _languini("mini", layers=4, width=512, heads=8, head_size=32),
+        "Languini's mini, 4 layers, 512 wide, on books: 5.2 B tokens, 6.2e17 FLOPs; 6 h of an RTX 3090",
+        _languini("mini", layers=4, width=512, heads=8, head_size=32, hours=6.0, speed=238_719.0),
     ),
     "languini-tiny": (
-        "Languini's tiny, 4 layers, 768 wide, on books: 1.2 B tokens, 3.2e17 FLOPs; in small's steps",
-        _languini("tiny", layers=4, width=768, heads=12, head_size=64),
+        "Languini's tiny, 4 layers, 768 wide, on books: 3.1 B tokens, 8.1e17 FLOPs; 6 h of an RTX 3090",
+        _languini("tiny", layers=4, width=768, heads=12, head_size=64, hours=6.0, speed=141_864.0),
     ),
     "languini-small": (
         "Languini's small, 12 layers, 768 wide, on books: 1.2 B tokens, 7.7e17 FLOPs; 6 h of an RTX 3090",
@@ -231,8 +268,8 @@ PRESETS: dict[str, tuple[str, Run]] = {
         _languini("medium", layers=24, width=1024, heads=16, head_size=64, batch=256, hours=48.0, speed=16_618.0),
     ),
     "languini-large": (
-        "Languini's large, 24 layers, 1536 wide, on books: 1.2 B tokens, 5.3e18 FLOPs; in small's steps",
-        _languini("large", layers=24, width=1536, heads=16, head_size=96),
+        "Languini's large, 24 layers, 1536 wide, on books: 152 M tokens, 6.8e17 FLOPs; 6 h of an RTX 3090",
+        _languini("large", layers=24, width=1536, heads=16, head_size=96, hours=6.0, speed=7_058.0),
     ),
     "languini-xl": (
         "Languini's xl, 24 layers, 2048 wide, on books: 1.2 B tokens, 1.1e19 FLOPs; in small's steps",
