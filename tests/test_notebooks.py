@@ -151,8 +151,7 @@ NEEDS_NONE = {
         *("training.evaluation.Evaluation", "formats.checkpoint.read_record"),
         *("formats.checkpoint.remove_checkpoint", "formats.checkpoint.complete_checkpoint"),
     ),
-    "reads the logs of other projects, one row each": ("logs.formats.rows_of",),
-    "the losses of published runs, beside one's own": ("logs.reader.published_runs", "logs.reader.published_log"),
+    "reads the logs of other projects, one row each": ("logs.formats.rows_of", "logs.formats.recognise"),
     "hands numbers to other people's services and tools": (
         *("logs.writer.Tracker", "training.telemetry.gpu_state", "training.telemetry.layer_norms"),
     ),
