@@ -1,5 +1,8 @@
 """Sampling: the cache changes the speed alone, and each rule does what its paper says."""
 
+import json
+import lzma
+import math
 import time
 
 import pytest
@@ -7,9 +10,13 @@ import torch
 from conftest import run_python
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gpt2 import __main__ as gpt2_command
 from gpt2 import kernels
+from gpt2.data.sources import STORIES
+from gpt2.data.tokenizer import get_encoding, token_bytes
+from gpt2.evaluation.report import compressed_bits_per_byte
 from gpt2.formats import load
 from gpt2.formats.huggingface import save_pretrained
 from gpt2.generate import generate, sample_token
@@ -222,3 +229,31 @@ def test_without_a_name_the_model_of_the_package_writes(model, tmp_path, monkeyp
     save_pretrained(model, tmp_path / "novels", torch.bfloat16)
     assert command(capsys, "--prompt", "abc", "--tokens", "5").startswith("abc")
     assert load.is_pretrained("novels") and load.pretrained_config("novels") == model.config
+
+
+here = pytest.mark.skipif(
+    not (load.NOVELS / "model.safetensors").exists(), reason="the weights of novels are not in this copy"
+)
+
+
+@here
+def test_the_model_of_the_package_writes_the_same_with_transformers():
+    ours, tokenizer = load.from_pretrained("novels"), AutoTokenizer.from_pretrained(load.NOVELS)
+    theirs = AutoModelForCausalLM.from_pretrained(load.NOVELS).float().eval()
+    idx = torch.tensor([get_encoding(4096).encode_ordinary("The old man looked at")])
+    assert tokenizer("The old man looked at").input_ids == idx[0].tolist()
+    greedy = theirs.generate(idx, max_new_tokens=40, do_sample=False, pad_token_id=tokenizer.eos_token_id)
+    assert torch.equal(torch.cat([idx, written(ours, idx, 40, temperature=0)], dim=1), greedy)
+
+
+@here
+def test_the_model_of_the_package_needs_half_the_bits_of_gzip_for_a_novel_it_has_not_read():
+    with lzma.open(STORIES, "rt", encoding="utf-8") as file:
+        chapters = [c for c in map(json.loads, file) if "Baskervilles" in c["title"]]
+    text = min(chapters, key=lambda c: c["chapter"])["text"]
+    encoding, model = get_encoding(4096), load.from_pretrained("novels")
+    rows = torch.tensor([encoding.eot_token, *encoding.encode_ordinary(text)]).unfold(0, 257, 256)
+    with torch.no_grad():
+        bits = model(rows[:, :-1], rows[:, 1:]).item() / math.log(2)
+    bytes_per_token = token_bytes(encoding)[rows[:, 1:].numpy()].mean()
+    assert bits / bytes_per_token < 0.55 * compressed_bits_per_byte(text.encode())["gzip"]
