@@ -231,12 +231,12 @@ def test_without_a_name_the_model_of_the_package_writes(model, tmp_path, monkeyp
     assert load.is_pretrained("novels") and load.pretrained_config("novels") == model.config
 
 
-here = pytest.mark.skipif(
+with_weights = pytest.mark.skipif(
     not (load.NOVELS / "model.safetensors").exists(), reason="the weights of novels are not in this copy"
 )
 
 
-@here
+@with_weights
 def test_the_model_of_the_package_writes_the_same_with_transformers():
     ours, tokenizer = load.from_pretrained("novels"), AutoTokenizer.from_pretrained(load.NOVELS)
     theirs = AutoModelForCausalLM.from_pretrained(load.NOVELS).float().eval()
@@ -246,7 +246,7 @@ def test_the_model_of_the_package_writes_the_same_with_transformers():
     assert torch.equal(torch.cat([idx, written(ours, idx, 40, temperature=0)], dim=1), greedy)
 
 
-@here
+@with_weights
 def test_the_model_of_the_package_needs_half_the_bits_of_gzip_for_a_novel_it_has_not_read():
     with lzma.open(STORIES, "rt", encoding="utf-8") as file:
         chapters = [c for c in map(json.loads, file) if "Baskervilles" in c["title"]]
