@@ -212,7 +212,7 @@ def test_the_test_split_is_measured_if_it_is_asked_for(model, data, tmp_path, ca
     assert f"loss {measure(model, text, 8, ONE, 'fp32').loss:.4f} nats" in capsys.readouterr().out
     with pytest.raises(UserError, match="no val shards"):
         report(Options(**flags), ONE)
-    with pytest.raises(UserError, match=f"no test shards.*--source stories --test --out {data}"):
+    with pytest.raises(UserError, match=f"no test shards.*--source stories --vocab-size 257 --test --out {data}"):
         report(Options(**{**flags, "shards": str(data)}, split="test"), ONE)
 
 

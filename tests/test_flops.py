@@ -367,7 +367,9 @@ def test_a_preset_that_does_not_fit_is_told_what_would(monkeypatch):
 
 @pytest.mark.parametrize("name", presets.PRESETS)
 def test_a_preset_that_fits_is_not_refused(monkeypatch, name):
-    needed = memory(make_plan(Options(name)).config, Setup(precision="fp32", fused=False)).total
+    wanted = presets.PRESETS[name][1].system.micro_batch
+    setup = Setup(precision="fp32", fused=False, micro_batch=1 if wanted == "auto" else wanted)
+    needed = memory(make_plan(Options(name)).config, setup).total
     assert refusal(monkeypatch, name, 3 * needed / 2**30 + 0.1, Processes(0, 0, 1, CPU)) == ""
 
 

@@ -140,7 +140,7 @@ def test_a_file_that_cannot_be_written_is_refused(tmp_path):
 
 
 def test_an_unknown_preset_is_refused():
-    with pytest.raises(UserError, match="unknown preset 'gpt5'; known: gpt2-124m, demo"):
+    with pytest.raises(UserError, match="unknown preset 'gpt5'; known: gpt2-124m, train-gpt-2, demo"):
         command.main(["sweep", "gpt5"])
 
 

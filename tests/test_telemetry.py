@@ -141,7 +141,6 @@ def test_norms_are_those_of_whole_layers():
         assert weight == pytest.approx(torch.cat([p.detach().flatten() for p in mine]).norm().item(), rel=1e-5)
     whole = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]).item()
     assert np.linalg.norm([gradient for gradient, _ in norms.values()]) == pytest.approx(whole, rel=1e-5)
-    assert layer_norms(torch.compile(model)) == norms
     model.zero_grad()
     assert {gradient for gradient, _ in layer_norms(model).values()} == {0.0}
 
