@@ -244,16 +244,19 @@ def test_the_model_of_the_package_writes_the_same_with_transformers():
     assert tokenizer("The old man looked at").input_ids == idx[0].tolist()
     greedy = theirs.generate(idx, max_new_tokens=40, do_sample=False, pad_token_id=tokenizer.eos_token_id)
     assert torch.equal(torch.cat([idx, written(ours, idx, 40, temperature=0)], dim=1), greedy)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(greedy), theirs(greedy).logits, atol=1e-3, rtol=0)
 
 
 @with_weights
 def test_the_model_of_the_package_needs_half_the_bits_of_gzip_for_a_novel_it_has_not_read():
+    """The Hound of the Baskervilles was held out of its training; these are its first 100 kB, at 1.448 bits per byte."""
     with lzma.open(STORIES, "rt", encoding="utf-8") as file:
-        chapters = [c for c in map(json.loads, file) if "Baskervilles" in c["title"]]
-    text = min(chapters, key=lambda c: c["chapter"])["text"]
+        chapters = [(c["chapter"], c["text"]) for c in map(json.loads, file) if "Baskervilles" in c["title"]]
+    text = "\n\n".join(text for _, text in sorted(chapters)).encode()[:100_000].decode(errors="ignore")
     encoding, model = get_encoding(4096), load.from_pretrained("novels")
     rows = torch.tensor([encoding.eot_token, *encoding.encode_ordinary(text)]).unfold(0, 257, 256)
     with torch.no_grad():
-        bits = model(rows[:, :-1], rows[:, 1:]).item() / math.log(2)
-    bytes_per_token = token_bytes(encoding)[rows[:, 1:].numpy()].mean()
-    assert bits / bytes_per_token < 0.55 * compressed_bits_per_byte(text.encode())["gzip"]
+        nats = sum(model(part[:, :-1], part[:, 1:]).item() * len(part) for part in rows.split(16)) / len(rows)
+    bits = nats / math.log(2) / token_bytes(encoding)[rows[:, 1:].numpy()].mean()
+    assert bits < 1.46 and bits < 0.5 * compressed_bits_per_byte(text.encode())["gzip"]
