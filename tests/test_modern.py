@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.testing import assert_close
 
 from gpt2.config.presets import GPT_OSS, MAGNITUDE, SPEEDRUN
 from gpt2.config.run import Model
 from gpt2.evaluation.validation import evaluating
-from gpt2.formats.build import build, config_from_json, make_config
+from gpt2.formats.build import build, config_from_json, make_config, named_config
+from gpt2.formats.gpt_oss import from_mxfp4
 from gpt2.formats.huggingface import save_pretrained
 from gpt2.formats.load import from_pretrained
 from gpt2.model import GPT, GPTConfig
@@ -19,6 +21,8 @@ from gpt2.modern.attention import attend, flex_attend
 from gpt2.modern.experts import _grouped_linear, dispatch, grouped_linear
 from gpt2.modern.model import Modern, ModernConfig, normalise_rows
 from gpt2.modern.parts import Parts
+from gpt2.planning.flops import matrix_parameters
+from gpt2.system.errors import UserError
 
 SIZES = {"block_size": 32, "vocab_size": 300, "n_layer": 2, "n_head": 4, "n_embd": 32}
 LANGUINI = Parts(head_size=16, scale_embedding=True, init="languini", tied=False)
@@ -121,7 +125,7 @@ def test_a_saved_model_is_loaded_unchanged(parts: Parts, tmp_path):
     assert torch.equal(again(tokens()), model(tokens()))
 
 
-def test_gpt_oss_has_the_logits_of_transformers():
+def test_gpt_oss_in_a_folder_has_the_logits_of_transformers(tmp_path):
     """4 layers of alternating windows, sinks, 2 of 8 experts, 4 query heads per key head; prompt and decoding."""
     from transformers import GptOssConfig, GptOssForCausalLM
 
@@ -148,9 +152,8 @@ def test_gpt_oss_has_the_logits_of_transformers():
     with torch.no_grad():
         for name, p in theirs.named_parameters():
             p.copy_(1 + 0.2 * torch.randn_like(p) if "norm" in name else 0.2 * torch.randn_like(p))
-    parts = replace(GPT_OSS, kv_heads=2, head_size=16, windows=(8, "full"), mlp_width=48, experts=8, yarn_factor=32.0)
-    ours = Modern(ModernConfig(block_size=64, vocab_size=320, n_layer=4, n_head=8, n_embd=64, parts=parts))
-    ours.load_state_dict(gpt_oss_weights(theirs.state_dict(), layers=4))
+    theirs.save_pretrained(tmp_path)
+    ours = from_pretrained(tmp_path)
     idx = tokens(2, 40, 320)
     with evaluating(ours, torch.device("cpu"), "fp32"):
         expected = theirs(idx).logits
@@ -162,21 +165,50 @@ def test_gpt_oss_has_the_logits_of_transformers():
         assert_close(torch.cat(pieces, dim=1), expected, atol=1e-4, rtol=0)
 
 
-def gpt_oss_weights(theirs: dict[str, torch.Tensor], layers: int) -> dict[str, torch.Tensor]:
-    """Weights of transformers' GptOss under our names. Its experts are (E, in, out) and interleave gates and inputs."""
-    ours = llama_weights(theirs, layers, ("weight", "bias"))
-    for i in range(layers):
-        old, new = f"model.layers.{i}.", f"transformer.h.{i}."
-        for kind in ("weight", "bias"):
-            ours[f"{new}mlp.router.{kind}"] = theirs[f"{old}mlp.router.{kind}"]
-        ours[new + "attn.sinks"] = theirs[old + "self_attn.sinks"]
-        experts = old + "mlp.experts."
-        gate_up, bias = theirs[experts + "gate_up_proj"], theirs[experts + "gate_up_proj_bias"]
-        ours[new + "mlp.c_fc.weight"] = torch.cat([gate_up[..., ::2], gate_up[..., 1::2]], -1).transpose(1, 2)
-        ours[new + "mlp.c_fc.bias"] = torch.cat([bias[..., ::2], bias[..., 1::2]], -1)
-        ours[new + "mlp.c_proj.weight"] = theirs[experts + "down_proj"].transpose(1, 2)
-        ours[new + "mlp.c_proj.bias"] = theirs[experts + "down_proj_bias"]
-    return ours
+def test_experts_in_mxfp4_are_those_of_transformers(tmp_path):
+    """Blocks and scales in the place of a matrix. transformers writes them only on a GPU, but unpacks them anywhere."""
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    generator = torch.Generator().manual_seed(0)
+    shape = (2, 128, 3)  # experts, rows, groups of 32
+    blocks = torch.randint(256, (*shape, 16), dtype=torch.uint8, generator=generator)
+    scales = torch.randint(110, 130, shape, dtype=torch.uint8, generator=generator)
+    expected = convert_moe_packed_tensors(blocks, scales).transpose(1, 2)  # (experts, rows, columns)
+    assert torch.equal(from_mxfp4(blocks, scales), expected)
+    config = {"model_type": "gpt_oss", "num_hidden_layers": 1, "rope_theta": 150000, "num_key_value_heads": 1}
+    config |= {"head_dim": 16, "sliding_window": 8, "intermediate_size": 64, "num_local_experts": 2}
+    config |= {"num_experts_per_tok": 1, "max_position_embeddings": 64, "vocab_size": 64, "num_attention_heads": 2}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_size": 96}))
+    with pytest.raises(UserError, match=r"has no tensor 'model.embed_tokens.weight'; fetch the missing files"):
+        from_pretrained(tmp_path)
+    layer = "model.layers.0."
+    ones = {"model.embed_tokens.weight": (64, 96), "model.norm.weight": (96,), "lm_head.weight": (64, 96)}
+    ones |= {f"{layer}{name}.weight": (96,) for name in ("input_layernorm", "post_attention_layernorm")}
+    rows = {"q": (32, 96), "k": (16, 96), "v": (16, 96), "o": (96, 32)}
+    ones |= {f"{layer}self_attn.{name}_proj.weight": shape for name, shape in rows.items()}
+    ones |= {f"{layer}self_attn.{name}_proj.bias": shape[:1] for name, shape in rows.items()}
+    ones |= {f"{layer}self_attn.sinks": (2,), f"{layer}mlp.router.weight": (2, 96), f"{layer}mlp.router.bias": (2,)}
+    ones |= {f"{layer}mlp.experts.gate_up_proj_bias": (2, 128), f"{layer}mlp.experts.down_proj_bias": (2, 96)}
+    tensors = {name: torch.ones(shape, dtype=torch.bfloat16) for name, shape in ones.items()}
+    tensors |= {f"{layer}mlp.experts.gate_up_proj_{kind}": t for kind, t in (("blocks", blocks), ("scales", scales))}
+    tensors[f"{layer}mlp.experts.down_proj_blocks"] = blocks[:, :96, :2].contiguous()
+    tensors[f"{layer}mlp.experts.down_proj_scales"] = scales[:, :96, :2].contiguous()
+    save_file(tensors, tmp_path / "model.safetensors")
+    mlp = from_pretrained(tmp_path).transformer.h[0].mlp
+    assert torch.equal(mlp.c_fc.weight, torch.cat([expected[:, ::2], expected[:, 1::2]], dim=1))
+    assert torch.equal(mlp.c_proj.weight, expected[:, :96, :64])
+    (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_size": 96, "layer_types": ["full_attention"]}))
+    with pytest.raises(UserError, match="layer_types that do not alternate"):
+        from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "billions", "active"), [("gpt-oss-20b", 20.91, 3.61), ("gpt-oss-120b", 116.83, 5.13)])
+def test_gpt_oss_has_the_published_sizes(name, billions, active):
+    """In all, and per token; of the embedding, a token uses a row."""
+    config = named_config(name)
+    with torch.device("meta"):
+        assert build(config).num_params() / 1e9 == pytest.approx(billions, abs=0.005)
+    assert matrix_parameters(config) / 1e9 == pytest.approx(active, abs=0.01)
 
 
 def llama_weights(theirs: dict[str, torch.Tensor], layers: int, kinds: tuple[str, ...]) -> dict[str, torch.Tensor]:

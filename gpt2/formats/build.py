@@ -3,8 +3,8 @@
 Built in notebook 03.
 """
 
-import dataclasses
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -29,16 +29,32 @@ GPT3_WIDTHS = {
     4096: (32, 128),
     12288: (96, 128),
 }
+# name → (n_layer, experts): the models of gpt-oss (arXiv 2508.10925), with the T that YaRN stretches 32 times
+GPT_OSS = {"gpt-oss-20b": (24, 32), "gpt-oss-120b": (36, 128)}
+GPT_OSS_PARTS = Parts(
+    norm="rms",
+    position="rotary",
+    rotary_base=150_000.0,
+    yarn_factor=32.0,
+    kv_heads=8,
+    head_size=64,
+    windows=(128, "full"),
+    sinks=True,
+    mlp="swiglu-clamped",
+    mlp_width=2880,
+    experts_per_token=4,
+    tied=False,
+)
 OPENAI = {"gpt2": "d12", "gpt2-medium": "d24", "gpt2-large": "d36", "gpt2-xl": "d48"}  # published, with weights
 PADDED = ("transformer.wte.weight", "lm_head.weight")  # tensors with one row per token of the vocabulary
 
 
 def named_config(name: str, **overrides: int) -> GPTConfig:
-    """The sizes that `d12`, `gpt2-xl` or `gpt3:c768` stand for, with `overrides` applied.
+    """The sizes that `d12`, `gpt2-xl`, `gpt3:c768` or `gpt-oss-20b` stand for, with `overrides` applied.
 
     Raises ValueError for an unknown name. GPT-3's models have 2,048 positions.
     """
-    known = {
+    known: dict[str, GPTConfig] = {
         f"d{depth}": GPTConfig(n_layer=depth, n_embd=C, n_head=C // (96 if depth >= 72 else 64))
         for depth, C in DEPTHS.items()
     }
@@ -47,18 +63,22 @@ def named_config(name: str, **overrides: int) -> GPTConfig:
         f"gpt3:c{C}": GPTConfig(block_size=2048, n_layer=depth, n_embd=C, n_head=C // width)
         for C, (depth, width) in GPT3_WIDTHS.items()
     }
+    known |= {
+        name: ModernConfig(4096, 201_088, depth, 64, 2880, replace(GPT_OSS_PARTS, experts=experts))
+        for name, (depth, experts) in GPT_OSS.items()
+    }
     if name not in known:
         raise ValueError(f"unknown model {name!r}; known: {', '.join(known)}")
-    return dataclasses.replace(known[name], **overrides)
+    return replace(known[name], **overrides)
 
 
 def make_config(model: Model, parts: Parts) -> GPTConfig:
     """The configuration of a run's model: a GPTConfig where every part is GPT-2's. Raises ValueError."""
-    sizes = {k: v for k, v in dataclasses.asdict(model).items() if k != "init" and v is not None}
+    sizes = {k: v for k, v in asdict(model).items() if k != "init" and v is not None}
     if parts == Parts():
         return named_config(model.init, **sizes)
     # not named_config(…, **sizes): a GPTConfig would refuse a width that n_head does not divide; Parts has head_size
-    return ModernConfig(**{**vars(named_config(model.init)), **sizes}, parts=parts)
+    return ModernConfig(**{**vars(named_config(model.init)), **sizes, "parts": parts})
 
 
 def config_from_json(values: dict[str, Any]) -> GPTConfig:
@@ -74,9 +94,14 @@ def build(config: GPTConfig) -> GPT | Modern:
     return Modern(config) if isinstance(config, ModernConfig) else GPT(config)
 
 
-def build_from_tensors(config: GPTConfig, tensors: Mapping[str, Tensor]) -> GPT | Modern:
-    """The model of a configuration, with these weights in fp32, whatever padding rows embedding and head have."""
-    weights = {name: tensor.float() for name, tensor in tensors.items()}
+def build_from_tensors(
+    config: GPTConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = torch.float32
+) -> GPT | Modern:
+    """The model of a configuration, with these weights, whatever padding rows embedding and head have.
+
+    They are cast to `dtype`; None keeps theirs.
+    """
+    weights = {name: tensor.to(dtype or tensor.dtype) for name, tensor in tensors.items()}
     for name in PADDED:
         if name in weights:
             rows = weights[name][: config.vocab_size]
@@ -89,4 +114,4 @@ def build_from_tensors(config: GPTConfig, tensors: Mapping[str, Tensor]) -> GPT 
 
 def trained_config(model: Model, config: GPTConfig) -> GPTConfig:
     """The configuration with the block size of training, which may be smaller than the model's."""
-    return dataclasses.replace(config, block_size=model.block_size or config.block_size)
+    return replace(config, block_size=model.block_size or config.block_size)

@@ -6,7 +6,7 @@ Built in notebooks 03 and 04.
 from pathlib import Path
 from types import ModuleType
 
-from gpt2.formats import checkpoint, huggingface, llmc
+from gpt2.formats import checkpoint, gpt_oss, huggingface, llmc
 from gpt2.formats.build import OPENAI
 from gpt2.model import GPT, GPTConfig
 from gpt2.modern.model import Modern
@@ -21,10 +21,11 @@ def is_pretrained(name: str) -> bool:
 
 
 def from_pretrained(name: str | Path) -> GPT | Modern:
-    """The model of a run folder, a Hugging Face folder, a .bin file of llm.c, or the hub (`gpt2`, `owner/name`).
+    """The model of a run folder, a Hugging Face folder (of GPT-2 or gpt-oss), a .bin file of llm.c, or the hub.
 
-    `novels` is the one that comes with this package. The weights of an unfinished run are those of its newest intact
-    checkpoint. Raises UserError where there is no model, or one of another architecture.
+    On the hub it is a GPT-2: `gpt2`, `owner/name`. `novels` is the one that comes with this package. The weights of an
+    unfinished run are those of its newest intact checkpoint. Raises UserError where there is no model, or one of
+    another architecture.
     """
     reader, path = _reader_of(str(name))
     return reader.read_model(path)
@@ -50,4 +51,6 @@ def _reader_of(name: str) -> tuple[ModuleType, Path]:
         return huggingface, folder / "model"
     if not (folder / "config.json").exists():
         raise UserError(f"{name} holds no model; give a run folder, or one that save_pretrained wrote")
-    return (checkpoint if (folder / "log.txt").exists() else huggingface), folder
+    if (folder / "log.txt").exists():
+        return checkpoint, folder
+    return (gpt_oss if gpt_oss.is_gpt_oss(folder) else huggingface), folder

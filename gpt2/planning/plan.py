@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt, Le
 from gpt2.config.checks import resolve
 from gpt2.config.presets import PRESETS
 from gpt2.config.run import Precision, Run
-from gpt2.formats.build import make_config
+from gpt2.formats.build import make_config, named_config
 from gpt2.model import GPTConfig
 from gpt2.planning.fits import fit, flags, least_change
 from gpt2.planning.flops import flops_per_token, parameters, published_parameters, recompute_flops_per_token, run_flops
@@ -27,14 +27,14 @@ class Options:
     """What a run needs and costs, before machines are rented for it. GB are 10^9 bytes, GiB 2^30."""
 
     name: Annotated[str, tyro.conf.Positional]
-    """A preset of train_gpt2.py, or a model (d6 … d84, gpt2 … gpt2-xl, gpt3:c384 … gpt3:c12288) with the default
-    preset's data and schedule."""
+    """A preset of train_gpt2.py, or a model (d6 … d84, gpt2 … gpt2-xl, gpt3:c384 … gpt3:c12288, gpt-oss-20b,
+    gpt-oss-120b) with the default preset's data and schedule."""
     gpus: Annotated[int, Ge(1)] = 8
     hardware: str = "a100"
     """A key of gpt2.planning.gpus.HARDWARE."""
     zero: Literal[0, 1, 2, 3] | None = None
     """What is divided over the GPUs: 0 nothing, 1 the optimiser, 2 gradients too, 3 weights too [the preset's]."""
-    recompute: Literal["none", "mlp", "block"] | None = None
+    recompute: Literal["none", "gelu", "mlp", "block"] | None = None
     """What backward computes again instead of keeping it [the preset's]."""
     micro_batch: Annotated[int | None, Ge(1)] = None
     """Sequences that a GPU computes at a time [the largest that fits]."""
@@ -132,8 +132,11 @@ def make_plan(options: Options) -> Plan:
 def _find_run(options: Options) -> tuple[Run, GPTConfig]:
     """The preset of that name, or the default preset with a model of that name; with the tokens asked for."""
     name, default = options.name, next(iter(PRESETS.values()))[1]
-    run = resolve(PRESETS[name][1]) if name in PRESETS else replace(default, model=replace(default.model, init=name))
     try:
+        if name in PRESETS:
+            run = resolve(PRESETS[name][1])
+        else:
+            run = replace(default, model=replace(default.model, init=name, vocab_size=named_config(name).vocab_size))
         config = make_config(run.model, run.parts)
     except ValueError as error:
         raise UserError(f"{error}; presets: {', '.join(PRESETS)}") from None
