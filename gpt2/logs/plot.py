@@ -68,14 +68,15 @@ def plot_logs(
     logs: list[Log],
     x: Literal["step", "tokens", "hours"] = "step",
     tokens_per_second: float | None = None,
-    y: Literal["nats", "bits-per-byte"] = "nats",
+    y: Literal["auto", "nats", "bits-per-byte"] = "auto",
 ) -> Figure:
     """Draw the losses of logs into one panel, and a panel for each of `PANELS` that any of the logs has numbers for.
 
     `x` in hours is the time spent in training steps. With `tokens_per_second` it is the time that an accelerator of
     this speed would have needed (the axis of Languini, arXiv 2309.11197). `y` in bits per byte compares runs of
-    different vocabularies. Raises UserError if a log lacks what `x` or `y` needs.
+    different vocabularies, and is chosen for them. Raises UserError if a log lacks what `x` or `y` needs.
     """
+    y = _loss_unit(logs, y)
     style()
     panels = [name for name in PANELS if any(np.isfinite(getattr(log, name)).any() for log in logs)]
     rows: list[Any] = [["loss"] * max(1, len(panels))] * 2 + ([panels] if panels else [])
@@ -119,6 +120,21 @@ def short_names(logs: list[Log]) -> list[str]:
     shared = os.path.commonpath([path.parent for path in paths]) if paths else ""
     names = [log.name if log.source == PUBLISHED else os.path.relpath(log.name, shared) for log in logs]
     return [name if len(name) <= 41 else f"{name[:19]}…{name[-20:]}" for name in names]
+
+
+def _loss_unit(logs: list[Log], y: str) -> str:
+    """The unit of the loss that compares these logs. Raises UserError where none does."""
+    by_size = {log.vocab_size: log for log in logs if log.vocab_size}
+    if len(by_size) < 2:
+        return "nats" if y == "auto" else y
+    if y == "bits-per-byte" or (y == "auto" and all(np.isfinite(log.bits_per_byte).any() for log in logs)):
+        return "bits-per-byte"
+    (one, first), (other, second) = list(by_size.items())[:2]
+    mend = "give --y bits-per-byte" if y == "nats" else "draw them apart, because not all say bits per byte"
+    raise UserError(
+        f"{first.name} has a vocabulary of {one:,} tokens, {second.name} one of {other:,}, so nats per token can't "
+        f"compare them; {mend}"
+    )
 
 
 def _bits_per_nat(log: Log) -> float:
@@ -184,8 +200,8 @@ class Options:
     tokens_per_second: Annotated[float | None, Gt(0), Lt(math.inf)] = None
     """Make the horizontal axis the hours that a reference accelerator of this speed would have needed for the tokens
     (an RTX 3090: 55,416 with languini-small, 16,618 with languini-medium)."""
-    y: Literal["nats", "bits-per-byte"] = "nats"
-    """The loss in nats per token, or in bits per byte, which compares runs of different vocabularies."""
+    y: Literal["auto", "nats", "bits-per-byte"] = "auto"
+    """The loss in nats per token, or in bits per byte. auto: nats, but bits per byte for different vocabularies."""
 
 
 def main(options: Options) -> None:

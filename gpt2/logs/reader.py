@@ -5,6 +5,7 @@ Built in notebook 12.
 
 import functools
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,12 @@ class Log:
     # evaluations on HellaSwag
     hellaswag_step: np.ndarray
     hellaswag: np.ndarray  # accuracy, 0 to 1
+
+    @property
+    def vocab_size(self) -> int | None:
+        """The size of the vocabulary, if the log says it."""
+        match = re.search(r'"vocab_size": (\d+)', self.header.get("model", ""))
+        return int(match[1]) if match else None
 
 
 def read_log(path: str | Path) -> Log:
@@ -85,7 +92,8 @@ def published_log(name: str) -> Log:
             rows.setdefault(step, {})[column] = value
     for row in rows.values():
         row["dt"] = run["step_ms"] or np.nan
-    return _log(run["title"], PUBLISHED, {"source": run["source"], "date": run["date"]}, rows, run["batch_tokens"])
+    header = {"source": run["source"], "date": run["date"], "model": f'{{"vocab_size": {run["vocab_size"]}}}'}
+    return _log(run["title"], PUBLISHED, header, rows, run["batch_tokens"])
 
 
 def _log(name: str, source: str, header: dict[str, str], rows: dict[int, dict[str, float]], batch_tokens: float) -> Log:
