@@ -13,5 +13,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
+export TORCHINDUCTOR_COORDINATE_DESCENT_TUNING="${TORCHINDUCTOR_COORDINATE_DESCENT_TUNING-1}"  # as published
 "$python" fineweb.py --source pretokenized --max-shards 25 --out data/fineweb10B-gpt2
 exec bash scripts/train.sh speedrun "$@"
