@@ -37,9 +37,9 @@ from gpt2.training.distributed import accumulating, clip_gradients, full_model, 
 from gpt2.training.evaluation import Evaluation, is_due
 from gpt2.training.execution import Execution, choose_execution, explain_out_of_memory
 from gpt2.training.run_folder import export_model, fingerprint_of, open_run_folder
-from gpt2.training.setup import RunData, choose_config, make_model, open_data, open_log
+from gpt2.training.setup import RunData, choose_config, epochs_as_steps, make_model, open_data, open_log
 from gpt2.training.signals import interruptible
-from gpt2.training.telemetry import gpu_state, layer_norms
+from gpt2.training.telemetry import LayerNorms, gpu_state
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -57,6 +57,7 @@ def train(run: Run, processes: Processes) -> None:
     outliers = OutlierDetector(run.optim.skip_loss_z, run.optim.skip_norm_z)
     # the data: this fixes the place of every token in the run
     data = open_data(run, config, processes)
+    run = epochs_as_steps(run, data.loader)
     # the run folder: locked, other runs refused, the resume point found
     fingerprint = fingerprint_of(run, data.shards)
     with contextlib.closing(data.loader), open_run_folder(run, fingerprint, processes) as resume:
@@ -118,19 +119,19 @@ def loop(
             started = time.perf_counter()
             mean_loss = forward_backward(state, execution, run.system.zero)
             # clip
-            norms = layer_norms(state.model) if is_due(state.step, run.log.norms_every) else {}
+            norms = LayerNorms(state.model) if is_due(state.step, run.log.norms_every) else None
             total_norm = clip_gradients(state.trained, run.optim.clip)
             # agree between processes: on the loss, the norm, and whether one of them was asked to stop
             loss, norm, stop = processes.mean(mean_loss, total_norm, interruption.name is not None)
             # step, unless the loss or the norm is an outlier
-            lr = learning_rate(state.step, run.optim.lr, **vars(run.schedule))
+            lr = learning_rate(state.step, run.optim.lr, run.schedule)
             outlier = state.outliers.check(loss, norm)
             update(state, lr, skip=outlier is not None)
             synchronize(processes.device)
             # log
             seconds, tokens, epoch = time.perf_counter() - started, run.data.batch_tokens, state.loader.epoch
             log.step(state.step, StepMetrics(loss, lr, norm, seconds, tokens, epoch))
-            log.norms(state.step, norms)
+            log.norms(state.step, norms.after_step() if norms else {})
             log.gpu(state.step, gpu_state(processes.device) if is_due(state.step, run.log.gpu_every) else {})
             log.skipped(state.step, outlier)
             log.save_problem(state.step, checkpoints.finish(block=False))

@@ -22,6 +22,7 @@ from peers import LR, OPTIM, SHARD, Peer, Size, our_step, our_trainer, peer_trai
 from torch import nn
 
 import fineweb
+from gpt2.config.run import Schedule
 from gpt2.data.loader import TokenLoader
 from gpt2.data.shards import open_shard
 from gpt2.data.tokenizer import get_encoding
@@ -68,7 +69,7 @@ def loss(job: dict[str, Any]) -> dict[str, Any]:
     state = TrainingState(ours, ours, our_optimizer, scaler, our_batches, OutlierDetector(0, 0))
     curves: list[tuple[float, float]] = []
     for step in range(steps):
-        lr = learning_rate(step, LR, steps, warmup=steps // 6)
+        lr = learning_rate(step, LR, Schedule(steps, warmup=steps // 6))
         for group in their_optimizer.param_groups:
             group["lr"] = lr
         our_loss = our_step(state, lr, "fp32")

@@ -20,15 +20,21 @@ _ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (…, in) @ weight (out, in)ᵀ + bias (out,), as `F.linear`.
+    """x (…, in) @ weight (out, in)ᵀ + bias (out,), as `F.linear`; without autocast, computed in the precision of x.
 
     Sampling multiplies a single row at a time. On a CPU, `F.linear` then calls MKL, which leaves all cores but one
     idle. oneDNN may be faster (an AMD EPYC) or slower (an Intel Xeon with AMX), so a short measurement decides.
     """
+    weight, bias = _as_input(x, weight), None if bias is None else _as_input(x, bias)
     plain = torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype != torch.float32
     if plain or x.numel() > x.size(-1) or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight, bias)
     return onednn_linear(x, weight, bias) if onednn_is_faster() else F.linear(x, weight, bias)
+
+
+def _as_input(x: Tensor, weight: Tensor) -> Tensor:
+    """The weight in the precision of x. Under autocast it stays as it is, since autocast casts both."""
+    return weight if torch.is_autocast_enabled(x.device.type) else weight.to(x.dtype)
 
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -95,6 +101,7 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, vocab_size:
     elsewhere. PyTorch's function is not used in bf16, where it rounds the loss to bf16 (10.81 for 10.97), nor on a
     CPU, where it took 3.5 × the time of the plain formula at 1,024 × 50,304 logits.
     """
+    weight = _as_input(x, weight)
     if x.size(0) * weight.size(0) <= CHUNK_LOGITS or torch.compiler.is_compiling():
         return F.cross_entropy(F.linear(x, weight)[:, :vocab_size].float(), targets)
     autocast = torch.is_autocast_enabled(x.device.type)

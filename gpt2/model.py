@@ -98,7 +98,11 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) → (B, T, C)."""
-        return self.c_proj(kernels.gelu(self.c_fc(x)))
+        return self.second_half(self.c_fc(x))
+
+    def second_half(self, h: Tensor) -> Tensor:
+        """(B, T, 4 C) → (B, T, C), from the GELU on: what `--system.recompute gelu` computes again in backward."""
+        return self.c_proj(kernels.gelu(h))
 
 
 class Block(nn.Module):

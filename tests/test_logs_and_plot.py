@@ -57,7 +57,7 @@ def test_lines_have_the_form_of_the_published_log(tmp_path):
     log.note(250, "checkpoint", "not saved\n(No space left on device)")
     log.gpu(250, {"utilisation %": 98.0, "memory GiB": 23.456})
     log.gpu(250, {})
-    log.norms(250, {"wte": (0.125, 31.5), "h.0": (1e-9, 2.0)})
+    log.norms(250, {"wte": (0.125, 31.5, 0.0625), "h.0": (1e-9, 2.0, 1e-3)})
     log.close()
     assert (tmp_path / "log.txt").read_text() == (
         "step    0 | loss: 10.955009 | lr: 1.2000e-05 | norm: 15.9685 | dt: 12701.84ms | tok/sec: 41276.54\n"
@@ -67,7 +67,7 @@ def test_lines_have_the_form_of_the_published_log(tmp_path):
         "step   12 | skipped: the loss is nan\n"
         "step  250 | checkpoint: not saved (No space left on device)\n"
         "step  250 | gpu: utilisation % 98 | memory GiB 23.46\n"
-        "step  250 | norms: wte 1.2500e-01 3.1500e+01 | h.0 1.0000e-09 2.0000e+00\n"
+        "step  250 | norms: wte 1.2500e-01 3.1500e+01 6.2500e-02 | h.0 1.0000e-09 2.0000e+00 1.0000e-03\n"
     )
 
 
@@ -115,7 +115,7 @@ def test_every_value_also_goes_to_the_trackers(tmp_path):
     log.samples(1, ["a", "b"])
     log.skipped(1, "the loss is nan")
     log.gpu(1, {"temperature C": 61.0})
-    log.norms(1, {"h.0": (0.5, 2.0)})
+    log.norms(1, {"h.0": (0.5, 2.0, 0.25)})
     log.close()
     assert seen.closed and seen.values == {
         **{(0, "run"): "command: train_gpt2.py", (1, "samples"): "a\n\nb"},
@@ -129,7 +129,7 @@ def test_every_value_also_goes_to_the_trackers(tmp_path):
         },
         **{(1, "measured/loss"): 3.0, (1, "measured/bits_per_byte"): 1.4, (1, "train/skipped"): 1.0},
         **{(1, "measured/top-1"): 0.25, (1, "measured/top-10"): 0.5, (1, "gpu/temperature C"): 61.0},
-        **{(1, "gradient_norm/h.0"): 0.5, (1, "weight_norm/h.0"): 2.0},
+        **{(1, "gradient_norm/h.0"): 0.5, (1, "weight_norm/h.0"): 2.0, (1, "step_norm/h.0"): 0.25},
     }
 
 
@@ -530,6 +530,23 @@ def test_bits_per_byte_are_drawn_for_every_loss(tmp_path):
     (tmp_path / "log.txt").write_text(PEERS["llm.c"])
     with pytest.raises(UserError, match="leave --y bits-per-byte out"):
         plot_logs([read_log(tmp_path / "log.txt")], y="bits-per-byte")
+
+
+def test_losses_of_different_vocabularies_are_never_on_one_axis_of_nats(tmp_path):
+    """They are drawn in bits per byte where every log has them, and refused elsewhere."""
+    logs = {}
+    for name, size in (("small", 2048), ("large", 4096), ("same", 2048)):
+        lines = f'# model: 1 parameters, {{"vocab_size": {size}}}\n'
+        for step in range(3):
+            lines += f"step {step} | val loss: {8.0 - step:.4f} | bits/byte: {4.0 - step / 2:.4f}\n"
+        (tmp_path / f"{name}.txt").write_text(lines)
+        logs[name] = read_log(tmp_path / f"{name}.txt")
+    unit = {name: plot_logs([logs["small"], logs[name]]).axes[0].get_ylabel() for name in ("same", "large")}
+    assert unit == {"same": "loss (nats per token)", "large": "loss (bits per byte)"}
+    with pytest.raises(UserError, match=r"small.txt has a vocabulary of 2,048 .*large.txt one of 4,096.*--y bits-per"):
+        plot_logs([logs["small"], logs["large"]], y="nats")
+    with pytest.raises(UserError, match=r"124M, val of FineWeb one of 50,257.*; draw them apart, because not all say"):
+        plot_logs([logs["small"], published_log("llmc-124m")])
 
 
 @pytest.mark.parametrize("flags", [["0"], ["nan"], ["inf"], ["-1"], ["100", "--x", "tokens"]])

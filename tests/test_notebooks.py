@@ -153,7 +153,7 @@ NEEDS_NONE = {
     ),
     "reads the logs of other projects, one row each": ("logs.formats.rows_of", "logs.formats.recognise"),
     "hands numbers to other people's services and tools": (
-        *("logs.writer.Tracker", "training.telemetry.gpu_state", "training.telemetry.layer_norms"),
+        *("logs.writer.Tracker", "training.telemetry.gpu_state", "training.telemetry.LayerNorms"),
     ),
 }
 

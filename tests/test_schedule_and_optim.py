@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gpt2.config.presets import PRESETS
-from gpt2.config.run import Optim
+from gpt2.config.run import Optim, Schedule
 from gpt2.formats.build import build, make_config
 from gpt2.model import GPT, GPTConfig
 from gpt2.optim.optimizer import make_optimizer, parameter_groups, role_of
@@ -18,7 +18,7 @@ from gpt2.system.errors import UserError
 
 
 def test_the_schedule_of_the_lectures_run():
-    lr = {step: learning_rate(step, 6e-4, 19073, 715) for step in (0, 357, 714, 715, 9894, 19072, 19073, 30000)}
+    lr = {step: learning_rate(step, 6e-4, Schedule()) for step in (0, 357, 714, 715, 9894, 19072, 19073, 30000)}
     assert lr[0] == pytest.approx(6e-4 / 715)
     assert lr[357] == pytest.approx(6e-4 * 358 / 715)
     assert lr[714] == lr[715] == pytest.approx(6e-4)
@@ -32,7 +32,8 @@ AFTER_WARMUP = ("linear", "constant", "wsd", "cosine")
 
 @pytest.mark.parametrize("fraction", [0.0, 0.1])
 def test_linear_constant_and_wsd_follow_their_formulas(fraction):
-    kinds = {kind: [learning_rate(s, 1.0, 1000, 100, kind, fraction) for s in range(1001)] for kind in AFTER_WARMUP}
+    schedules = {kind: Schedule(1000, kind=kind, warmup=100, final_fraction=fraction) for kind in AFTER_WARMUP}
+    kinds = {kind: [learning_rate(s, 1.0, schedule) for s in range(1001)] for kind, schedule in schedules.items()}
     for kind in AFTER_WARMUP:
         assert kinds[kind][49] == 0.5 and kinds[kind][99] == 1.0
     assert kinds["linear"][550] == pytest.approx((1 + fraction) / 2)
@@ -43,13 +44,34 @@ def test_linear_constant_and_wsd_follow_their_formulas(fraction):
     assert kinds["wsd"][1000] == pytest.approx(fraction)
 
 
+def cosine(step: int, steps: int) -> float:
+    return 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+# the published formulas, as fractions of the largest rate
+FORMULAS = {
+    "gpt2-124m": lambda s, n: (s + 1) / 715 if s < 715 else 0.1 + 0.9 * cosine(s - 715, n - 715),
+    "train-gpt-2": lambda s, n: (s + 1) / 100 if s < 100 else 0.1 + 0.9 * cosine(s - 100, n - 100),
+    "llmc-124m": lambda s, n: (s + 1) / 700 if s < 700 else cosine(s - 700, n - 700),
+    "speedrun": lambda s, n: 1.0 if s < n - 1308 else (n - s) / 1308,
+    "languini-small": lambda s, n: min(s + 1, 200) / 200 * (0.01 + 0.99 * cosine(s + 1, n)),
+}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_a_schedule_is_the_published_one_at_every_step(name):
+    schedule = PRESETS[name][1].schedule
+    for step in range(schedule.steps):
+        assert abs(learning_rate(step, 1.0, schedule) - FORMULAS[name](step, schedule.steps)) < 1e-12
+
+
 def test_without_warm_up_the_first_step_has_the_largest_rate():
-    assert learning_rate(0, 1.0, 10, 0) == 1.0
+    assert learning_rate(0, 1.0, Schedule(10, warmup=0)) == 1.0
 
 
 def test_an_unknown_schedule_is_refused():
     with pytest.raises(ValueError, match=r"'cosin'.*cosine"):
-        learning_rate(0, 1.0, 10, 0, "cosin")
+        learning_rate(0, 1.0, Schedule(10, kind="cosin"))
 
 
 def test_a_step_follows_adamws_formula_and_only_matrices_decay():

@@ -21,7 +21,7 @@ from gpt2.system.errors import UserError
 from gpt2.system.processes import Processes, process_group
 from gpt2.training import telemetry
 from gpt2.training.distributed import wrap
-from gpt2.training.telemetry import describe_machine, gpu_state, layer_norms
+from gpt2.training.telemetry import LayerNorms, describe_machine, gpu_state
 
 SMALL = GPTConfig(block_size=16, vocab_size=257, n_layer=2, n_head=2, n_embd=32)
 ONE = Processes(0, 0, 1, torch.device("cpu"))
@@ -133,16 +133,24 @@ def test_norms_are_those_of_whole_layers():
     model = GPT(SMALL)
     x = torch.randint(257, (2, 16))
     model(x, x).backward()
-    norms = layer_norms(model)
+    measured = LayerNorms(model)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.sub_(p.grad, alpha=0.1)
+    norms = measured.after_step()
     assert list(norms) == ["wte", "wpe", "h.0", "h.1", "ln_f"]
-    for name, (gradient, weight) in norms.items():
+    for name, (gradient, weight, step) in norms.items():
+        assert step == pytest.approx(0.1 * gradient, rel=1e-3)
         mine = [p for key, p in model.named_parameters() if key.startswith(f"transformer.{name}.")]
+        with torch.no_grad():
+            for p in mine:
+                p.add_(p.grad, alpha=0.1)
         assert gradient == pytest.approx(torch.cat([p.grad.flatten() for p in mine]).norm().item(), rel=1e-5)
         assert weight == pytest.approx(torch.cat([p.detach().flatten() for p in mine]).norm().item(), rel=1e-5)
     whole = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]).item()
-    assert np.linalg.norm([gradient for gradient, _ in norms.values()]) == pytest.approx(whole, rel=1e-5)
+    assert np.linalg.norm([gradient for gradient, *_ in norms.values()]) == pytest.approx(whole, rel=1e-5)
     model.zero_grad()
-    assert {gradient for gradient, _ in layer_norms(model).values()} == {0.0}
+    assert {gradient for gradient, *_ in LayerNorms(model).after_step().values()} == {0.0}
 
 
 def compare_norms_of_divided_layers() -> None:
@@ -155,7 +163,11 @@ def compare_norms_of_divided_layers() -> None:
             trained = wrap(model, processes, zero=zero)
             x = torch.randint(257, (2, 16), generator=torch.Generator().manual_seed(processes.rank))
             trained(x, x).backward()
-            norms.append(layer_norms(model))
+            measured = LayerNorms(model)
+            with torch.no_grad():
+                for p in model.parameters():
+                    p.mul_(0.9)
+            norms.append(measured.after_step())
     for divided in norms[1:]:
         assert list(divided) == list(norms[0])
         for name, pair in divided.items():

@@ -65,17 +65,17 @@ def test_what_is_divided_over_processes_changes_no_number(alone, tmp_path, proce
     for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name], atol=1e-4, rtol=0)
     norms = [layer_norms(folder / "log.txt") for folder in (alone / "alone", tmp_path / "run")]
-    assert norms[0].shape == norms[1].shape == (5, 5, 2)  # wte, wpe, h.0, h.1, ln_f: gradient, weight
+    assert norms[0].shape == norms[1].shape == (5, 5, 3)  # wte, wpe, h.0, h.1, ln_f: gradient, weight, step
     np.testing.assert_allclose(norms[1], norms[0], atol=2e-3)
 
 
 def layer_norms(log):
-    """Every `norms` line of a log: steps × layers × (gradient, weight)."""
+    """Every `norms` line of a log: steps × layers × (gradient, weight, step)."""
     lines = [line.split("norms: ")[1] for line in log.read_text().splitlines() if "norms: " in line]
     return np.array([[layer.split(" ")[1:] for layer in line.split(" | ")] for line in lines], dtype=float)
 
 
-@pytest.mark.parametrize("what", ["mlp", "block"])
+@pytest.mark.parametrize("what", ["gelu", "mlp", "block"])
 @pytest.mark.parametrize(("processes", "zero"), [(1, 0), (2, 3)])
 def test_recomputing_changes_no_number(alone, tmp_path, what, processes, zero):
     flags = (*FIFTY, "--system.recompute", what, "--system.zero", str(zero), "--eval.sample-every", "25")
@@ -91,6 +91,33 @@ def test_a_run_is_the_same_to_the_last_digit_when_repeated(shards, tmp_path):
     np.testing.assert_array_equal(a.loss, b.loss)
     weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in "ab"]
     assert weights[0] == weights[1]
+
+
+def test_a_run_may_be_given_in_epochs(shards, tmp_path):
+    """In whole steps, as llm.c's `-x -1`: 2.5 passes over 3,525 tokens, 256 per step."""
+    train(shards, tmp_path / "run", "--schedule.epochs", "2.5")
+    log = read_log(tmp_path / "run" / "log.txt")
+    assert len(log.step) == int(2.5 * (3524 // 16)) * 16 // 256 == 34 and log.batch_tokens == 256
+    assert log.lr[-1] < 0.2 * log.lr.max()  # the schedule ends with the run
+    assert "complete" in train(shards, tmp_path / "run", "--schedule.epochs", "2.5").stdout
+    for flags, problem in {
+        ("--schedule.epochs", "0"): r"--schedule.epochs 0.* is out of range; give more than 0",
+        ("--schedule.epochs", "2", "--languini.hours", "1"): r"epochs 2 and --languini.hours 1 both .*give one",
+    }.items():
+        assert re.search(problem, train(shards, tmp_path / "b", *flags, check=False).stderr)
+
+
+@pytest.mark.parametrize("compiled", ["off", "on"])
+def test_weights_that_are_cast_in_use_follow_fp32(shards, tmp_path, compiled):
+    train(shards, tmp_path / "fp32", preset="speedrun-demo")
+    flags = ("--system.weights", "bf16-cast", "--system.compile", compiled)
+    train(shards, tmp_path / "cast", *flags, preset="speedrun-demo")
+    a, b = (read_log(tmp_path / name / "log.txt") for name in ("fp32", "cast"))
+    np.testing.assert_allclose(b.loss, a.loss, atol=0.06, rtol=0)
+    dtypes = {name: t.dtype for name, t in load_file(tmp_path / "cast" / "model" / "model.safetensors").items()}
+    assert dtypes.pop("transformer.wte.weight") == torch.bfloat16 and set(dtypes.values()) == {torch.float32}
+    refused = train(shards, tmp_path / "zero", *flags, "--system.zero", "1", preset="speedrun-demo", check=False)
+    assert refused.returncode == 2 and "give --system.zero 0" in refused.stderr
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

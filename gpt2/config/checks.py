@@ -20,6 +20,10 @@ def resolve(run: Run) -> Run:
     hours, speed = run.languini.hours, run.languini.tokens_per_second
     if hours is None:
         return run
+    if run.schedule.epochs is not None:
+        raise UserError(
+            f"--schedule.epochs {run.schedule.epochs:g} and --languini.hours {hours:g} both say how long; give one"
+        )
     if speed is None:
         raise UserError(
             f"--languini.hours {hours:g} needs the throughput of this model on the reference accelerator; add "
@@ -35,6 +39,11 @@ def check(run: Run) -> None:
     check_ranges(run)
     if run.parts.normalised_weights and run.system.weights == "bf16-master":
         raise UserError("--parts.normalised-weights does not go with --system.weights bf16-master; give fp32 or bf16")
+    if run.system.weights == "bf16-cast" and run.system.zero:
+        raise UserError(
+            f"--system.zero {run.system.zero} divides weights of one precision, but --system.weights bf16-cast has "
+            "two; give --system.zero 0"
+        )
     folder = Path(run.log.folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

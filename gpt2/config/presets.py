@@ -239,7 +239,7 @@ PRESETS: dict[str, tuple[str, Run]] = {
             schedule=Schedule(steps=4578, kind="trapezoid", warmup=0, final_fraction=0.0, plateau=3270 / 4578),
             eval=Eval(every=125, sample_every=0),
             log=Log(folder="runs/speedrun", save_every=1000),
-            system=System(weights="bf16-master"),  # bf16 alone loses the last, smallest updates
+            system=System(weights="bf16-cast"),
         ),
     ),
     "speedrun-demo": (

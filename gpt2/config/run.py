@@ -84,6 +84,8 @@ class Schedule:
     """The learning-rate schedule."""
 
     steps: Annotated[int, Ge(1)] = 19_073
+    epochs: Annotated[float | None, Gt(0)] = None
+    """Train for so many passes over the train shards, in whole steps [--schedule.steps]."""
     kind: ScheduleKind = "cosine"
     """wsd, trapezoid: constant, then decaying like 1 - sqrt, or linearly. inverse-sqrt: constant, then proportional to
     1 / sqrt(step). languini: a cosine from step 0 on, times the warm-up."""
@@ -139,7 +141,7 @@ class Log:
     gpu_every: int = 0
     """Steps between lines with utilisation, temperature and memory of the GPU. 0: never."""
     norms_every: int = 0
-    """Steps between lines with the gradient norm and weight norm of every layer. 0: never."""
+    """Steps between lines with three norms of every layer: of gradient, weights, and the optimiser's step. 0: never."""
     tensorboard: bool = False
     """Write TensorBoard files into the run folder."""
     wandb: bool = False
@@ -154,8 +156,9 @@ class System:
     """Sequences that a process computes at a time; auto: the most that fit."""
     precision: Precision = "auto"
     """auto: bf16 where the hardware has instructions for it, else fp16 on CUDA, else fp32."""
-    weights: Literal["fp32", "bf16", "bf16-master"] = "fp32"
-    """Storage of weights and gradients. bf16-master: the optimiser keeps fp32 copies and updates those."""
+    weights: Literal["fp32", "bf16", "bf16-master", "bf16-cast"] = "fp32"
+    """Storage of weights and gradients. bf16-master: the optimiser keeps fp32 copies and updates those. bf16-cast:
+    linear maps are fp32 and are cast in use, without autocast."""
     small_gpu: bool = False
     """For GPUs without bf16 or FlexAttention (RTX 2080): fp16 with loss scaling, fp32 weights, windows and sinks by the
     plain formula, MLPs recomputed in backward."""
@@ -163,8 +166,9 @@ class System:
     """torch.compile for training and validation. auto: if there is a compiler, and the run is long enough to gain."""
     zero: Literal[0, 1, 2, 3] = 0
     """ZeRO stage: 0 divides nothing (DDP), 1 the optimiser state over processes, 2 gradients too, 3 weights too."""
-    recompute: Literal["none", "mlp", "block"] = "none"
-    """What is recomputed in backward instead of being kept: less memory, more time."""
+    recompute: Literal["none", "gelu", "mlp", "block"] = "none"
+    """What is recomputed in backward instead of being kept: less memory, more time. gelu: the results of the activation
+    functions."""
     device: Device = "auto"
     seed: int = 1337
     """Seed of the initial weights and of the samples."""

@@ -145,12 +145,14 @@ class RunLog:
             self.note(step, "gpu", " | ".join(f"{name} {value:.4g}" for name, value in state.items()))
             self._track(step, "gpu", state)
 
-    def norms(self, step: int, layers: dict[str, tuple[float, float]]) -> None:
-        """Log the L2 norms per layer, (gradient, weight), unless there are none."""
+    def norms(self, step: int, layers: dict[str, tuple[float, float, float]]) -> None:
+        """Log the L2 norms per layer, (gradient, weight, step), unless there are none."""
         if layers:
-            self.note(step, "norms", " | ".join(f"{name} {g:.4e} {w:.4e}" for name, (g, w) in layers.items()))
-            self._track(step, "gradient_norm", {name: gradient for name, (gradient, _) in layers.items()})
-            self._track(step, "weight_norm", {name: weight for name, (_, weight) in layers.items()})
+            self.note(
+                step, "norms", " | ".join(f"{name} {g:.4e} {w:.4e} {s:.4e}" for name, (g, w, s) in layers.items())
+            )
+            for i, kind in enumerate(("gradient", "weight", "step")):
+                self._track(step, f"{kind}_norm", {name: norms[i] for name, norms in layers.items()})
 
     def position(self) -> int:
         """The length of the log in bytes, after syncing it to the disk: a checkpoint keeps it for `truncate_log`."""

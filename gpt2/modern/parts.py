@@ -53,7 +53,8 @@ class Parts:
     """Weight of the load-balancing loss, which keeps the experts equally busy (arXiv 2101.03961)."""
     init: Literal["gpt2", "languini", "zero"] = "gpt2"
     """gpt2: std 0.02, divided by sqrt(2 · layers) for projections into the residual stream. languini: the division is
-    for the MLP's projection only. zero: these projections and the untied head are zero."""
+    for the MLP's projection only. zero: these projections and the untied head are zero,
+    other linear layers uniform up to 1 / sqrt(inputs), embeddings of std 1, as in modded-nanogpt."""
     normalised_weights: bool = False
     """Every row of every matrix keeps one magnitude, in use and after every step (EDM2, arXiv 2312.02696)."""
     residual: Literal["add", "magnitude"] = "add"

@@ -74,12 +74,12 @@ def _norm(x: Tensor) -> Tensor:
 
 
 def factor_dtype(device: torch.device) -> torch.dtype:
-    """bf16 on CUDA, as in Jordan et al., and on a CPU with instructions for it, unless the run is in fp32; else fp32.
+    """bf16, as in Jordan et al., where the hardware has instructions for it; fp32 elsewhere, and in fp32 runs on a CPU.
 
     On a CPU (AMD EPYC) bf16 takes half the time.
     """
-    rounded = torch.get_float32_matmul_precision() != "highest" and choose_precision(device) == "bf16"
-    return torch.bfloat16 if device.type == "cuda" or rounded else torch.float32
+    rounded = device.type == "cuda" or torch.get_float32_matmul_precision() != "highest"
+    return torch.bfloat16 if rounded and choose_precision(device) == "bf16" else torch.float32
 
 
 def muon_updates(matrices: list[Matrix], gradients: dict[Matrix, Tensor], rank: int, world_size: int) -> list[Tensor]:

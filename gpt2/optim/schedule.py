@@ -6,23 +6,15 @@ Built in notebook 08.
 import math
 from typing import get_args
 
-from gpt2.config.run import ScheduleKind
+from gpt2.config.run import Schedule, ScheduleKind
 
 KINDS = get_args(ScheduleKind)
 
 
-def learning_rate(
-    step: int,
-    max_lr: float,
-    steps: int,
-    warmup: int = 0,
-    kind: str = "cosine",
-    final_fraction: float = 0.1,
-    plateau: float = 0.8,
-) -> float:
-    """The learning rate of `step` (0 … steps - 1): linear warm-up, then `kind` down to `final_fraction` of `max_lr`.
+def learning_rate(step: int, max_lr: float, schedule: Schedule) -> float:
+    """The learning rate of `step` (0 … steps - 1): linear warm-up, then down to `final_fraction` of `max_lr`.
 
-    Warm-up step s has max_lr · (s + 1) / warmup. After it, with f = `final_fraction` and r going from 0 to 1:
+    Warm-up step s has max_lr · (s + 1) / warmup. After it, by kind, with f = `final_fraction` and r going from 0 to 1:
 
     - cosine, linear: decay from the end of warm-up to `steps`;
     - constant: no decay;
@@ -34,18 +26,20 @@ def learning_rate(
 
     After `steps`, the last value remains. Raises ValueError for an unknown kind.
     """
+    kind, steps, warmup, final_fraction = schedule.kind, schedule.steps, schedule.warmup, schedule.final_fraction
     if kind not in KINDS:
         raise ValueError(f"unknown schedule {kind!r}; known: {', '.join(KINDS)}")
     rise = min(1.0, (step + 1) / max(1, warmup))
     if rise < 1 and kind != "languini":
         return max_lr * rise
-    stable = round(plateau * steps)
+    stable = round(schedule.plateau * steps)
     if kind == "constant":
         return max_lr
     if kind == "inverse-sqrt":
         return max_lr / math.sqrt(max(1.0, min(step, steps) / max(1, stable)))
     start = {"cosine": warmup, "linear": warmup, "wsd": stable, "trapezoid": stable, "languini": 0}[kind]
-    r = min(1.0, max(0.0, (step - start) / max(1, steps - start)))  # the fraction of the decay that is over
+    past = step - start + (kind == "languini")  # Languini counts its steps from 1
+    r = min(1.0, max(0.0, past / max(1, steps - start)))  # the fraction of the decay that is over
     if kind in ("cosine", "languini"):
         decay = 0.5 * (1 + math.cos(math.pi * r))
     else:

@@ -96,7 +96,7 @@ def flops_per_token(config: GPTConfig) -> float:
 
 
 def recompute_flops_per_token(config: GPTConfig, recompute: str) -> float:
-    """FLOPs per token that backward computes a second time.
+    """FLOPs per token that backward computes a second time. An activation function alone takes none that count.
 
     The last product of a recomputed part is not repeated, because backward does not need its result. With experts it
     is, because the gradient of the router's weights needs it.
@@ -106,7 +106,7 @@ def recompute_flops_per_token(config: GPTConfig, recompute: str) -> float:
         sizes = {name: size for name, size in sizes.items() if not name.endswith("mlp.c_proj.weight")}
     mlp = 2 * sum(size for name, size in sizes.items() if ".mlp." in name)
     attention = 2 * sum(size for name, size in sizes.items() if ".attn." in name) + 4 * attention_products(config)
-    return {"none": 0, "mlp": mlp, "block": attention + mlp}[recompute]
+    return {"none": 0, "gelu": 0, "mlp": mlp, "block": attention + mlp}[recompute]
 
 
 def run_flops(run: Run, config: GPTConfig) -> float:

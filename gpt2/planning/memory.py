@@ -19,8 +19,8 @@ from gpt2.modern.model import ModernConfig
 from gpt2.planning.flops import matrices, parameters, shapes, with_parts
 
 VALUE_BYTES = {"bf16": 2, "fp16": 2, "tf32": 4, "fp32": 4}  # of a factor in a matrix product
-WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "bf16-master": 2}
-RECOMPUTE = ("none", "mlp", "block")
+WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "bf16-master": 2, "bf16-cast": 2}  # of an embedding, so of the residual stream
+RECOMPUTE = ("none", "gelu", "mlp", "block")
 SPARE_MEMORY = 0.1  # of a GPU: left free for CUDA, NCCL and the gaps of the allocator
 # values that an activation function keeps, with its input and its result, in widths of the MLP
 KEPT_WIDTHS = {"gelu": 2, "relu2": 2, "mp-silu": 2, "swiglu": 4, "swiglu-clamped": 7}
@@ -76,7 +76,7 @@ def memory(config: GPTConfig, setup: Setup) -> Memory:
     holds all weights in stages 1 and 2, all gradients in stage 1, and in stage 3 the weights outside the layers and
     those of two layers (the next one is fetched ahead).
     """
-    parts, stage, w = with_parts(config).parts, setup.stage, WEIGHT_BYTES[setup.weights]
+    parts, stage, w = with_parts(config).parts, setup.stage, _bytes_per_weight(config, setup.weights)
     P, layer, outside = _sizes(config)
     share = P if stage == 0 else P / setup.gpus
     # DDP sends gradients in buckets, which are the gradients themselves, except for those accumulated before;
@@ -88,7 +88,7 @@ def memory(config: GPTConfig, setup: Setup) -> Memory:
     norms = 1 + parts.norm_embedding + parts.normalised_weights + parts.gain
     ends = 4 * norms * config.n_embd + 8 + VALUE_BYTES[setup.precision] * config.n_embd
     # the gradient of a tied token embedding, computed in the head, waits for that of the embedding
-    waiting = w * parameters(config)["token embedding"] if parts.tied else 0
+    waiting = WEIGHT_BYTES[setup.weights] * parameters(config)["token embedding"] if parts.tied else 0
     return Memory(
         weights=w * (share + (0, P, P, outside + 2 * layer)[stage]),
         gradients=w * (P if stage == 1 else share),  # in stage 1, the shares replace the whole gradients
@@ -107,6 +107,15 @@ def _sizes(config: GPTConfig) -> tuple[int, int, int]:
     return P, layer, P - config.n_layer * layer
 
 
+def _bytes_per_weight(config: GPTConfig, weights: str) -> float:
+    """Bytes of a stored weight, the mean over the model."""
+    if weights != "bf16-cast":
+        return WEIGHT_BYTES[weights]
+    rest = ("wte.weight", "wpe.weight", "sinks", "gain")
+    linear = [shape for name, shape in shapes(config).items() if not name.endswith(rest) and ".ln_" not in name]
+    return 2 + 2 * sum(shape.numel() for shape in linear) / sum(parameters(config).values())
+
+
 def _layer_bytes(config: ModernConfig, setup: Setup) -> tuple[int, int, int]:
     """Bytes of one layer per token: kept for backward, recomputed in backward, and gradients within backward."""
     parts, a, C = config.parts, VALUE_BYTES[setup.precision], config.n_embd
@@ -120,8 +129,10 @@ def _layer_bytes(config: ModernConfig, setup: Setup) -> tuple[int, int, int]:
     copies = 2 * chosen * C if parts.experts else 0
     mlp = a * (C + KEPT_WIDTHS[parts.mlp] * width + copies)
     whole = attention + norm + mlp
+    activation = 0 if parts.experts else a * width * (KEPT_WIDTHS[parts.mlp] - (2 if is_gated(parts.mlp) else 1))
     kept, recomputed = {
         "none": (whole, 0),
+        "gelu": (whole - activation, activation),
         "mlp": (attention + norm + stream, mlp),  # the MLP's input is kept, in the precision of the stream
         "block": (stream, whole - stream),
     }[setup.recompute]
@@ -155,7 +166,9 @@ def _optimizer_bytes(config: GPTConfig, setup: Setup) -> float:
     muon = blocks if setup.muon else 0
     mine = muon / setup.gpus if setup.stage == 0 else muon  # Muon updates each matrix in one process only
     master = 4 * P if setup.weights == "bf16-master" else 0
-    return (2 if setup.weights == "bf16" else 4) * (2 * (P - muon) + mine) + master
+    matrix = 2 if setup.weights == "bf16" else 4
+    mean = 4 if setup.weights == "bf16-master" else _bytes_per_weight(config, setup.weights)
+    return 2 * (mean * P - matrix * muon) + matrix * mine + master
 
 
 def _copied_bytes(config: GPTConfig, setup: Setup) -> int:
@@ -199,4 +212,4 @@ def bytes_sent(config: GPTConfig, setup: Setup) -> float:
     """
     (P, _, outside), micro_steps = _sizes(config), setup.micro_steps
     whole = (2 * P, 2 * P, P * (1 + micro_steps), (3 * P - outside) * micro_steps)[setup.stage]
-    return WEIGHT_BYTES[setup.weights] * whole * (setup.gpus - 1) / setup.gpus
+    return _bytes_per_weight(config, setup.weights) * whole * (setup.gpus - 1) / setup.gpus

@@ -6,6 +6,7 @@ Every function works in one process and in many. Built in notebooks 07 and 09.
 import contextlib
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,29 +20,63 @@ from torch.utils.checkpoint import checkpoint
 
 from gpt2.formats.build import build
 from gpt2.model import GPT
+from gpt2.modern.experts import ExpertLinear
 from gpt2.modern.model import Modern
+from gpt2.system.errors import UserError
 from gpt2.system.processes import Processes
+
+Method = Callable[..., Any]
+
+
+def cast_in_use(model: nn.Module) -> None:
+    """Store the linear maps of a bf16 model in fp32, to be cast in use. Autocast has no effect in it any more.
+
+    As in modded-nanogpt's tenth record: activations are bf16 throughout, and the sums of small updates are not rounded.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear | ExpertLinear):
+            module.float()
+    _change_methods(model, ("forward", "hidden", "logits"), _without_autocast)
 
 
 def recompute(model: nn.Module, what: str) -> None:
-    """Compute the activations of every `mlp`, or of every `block`, again in backward instead of keeping them.
+    """Compute some activations again in backward instead of keeping them (Chen et al., arXiv 1604.06174).
 
-    Chen et al., "Training Deep Nets with Sublinear Memory Cost" (arXiv 1604.06174).
+    gelu: the result of every MLP's activation function, as llm.c does. mlp: all within every MLP. block: within every
+    block. Raises UserError for gelu with experts.
     """
     for block in _blocks(model) if what != "none" else ():
-        part = block.get_submodule("mlp") if what == "mlp" else block
-        part.__class__ = _recomputing(type(part))  # type: ignore[arg-type]
+        part = block if what == "block" else block.get_submodule("mlp")
+        if what == "gelu" and not hasattr(part, "second_half"):
+            raise UserError("--system.recompute gelu does not go with experts; give mlp or block")
+        _change_methods(part, ("second_half" if what == "gelu" else "forward",), _recomputed)
+
+
+def _change_methods(module: nn.Module, names: tuple[str, ...], change: Callable[[Method], Method]) -> None:
+    """Replace methods of one module, by giving it another class."""
+    kind: Any = type(module)
+    module.__class__ = _subclass(kind, names, change)
 
 
 @functools.cache
-def _recomputing(kind: type[nn.Module]) -> type[nn.Module]:
-    """`kind` with a forward that is recomputed. All layers share this class, so that they share one compiled graph."""
+def _subclass(kind: Any, names: tuple[str, ...], change: Callable[[Method], Method]) -> Any:
+    """All layers share this class, so that they share one compiled graph."""
+    return type(kind.__name__, (kind,), {name: change(getattr(kind, name)) for name in names})
 
-    class Recomputing(kind):  # type: ignore[valid-type, misc]
-        def forward(self, *inputs: Any) -> Tensor:
-            return checkpoint(super().forward, *inputs, use_reentrant=False, preserve_rng_state=False)
 
-    return Recomputing
+def _without_autocast(method: Method) -> Method:
+    def call(self: nn.Module, x: Tensor, *inputs: Any, **options: Any) -> Any:
+        with torch.autocast(x.device.type, enabled=False):
+            return method(self, x, *inputs, **options)
+
+    return call
+
+
+def _recomputed(method: Method) -> Method:
+    def call(self: nn.Module, *inputs: Any) -> Any:
+        return checkpoint(method, self, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+    return call
 
 
 def wrap(model: nn.Module, processes: Processes, compiled: bool = False, zero: int = 0) -> nn.Module:

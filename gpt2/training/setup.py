@@ -7,7 +7,7 @@ import dataclasses
 import json
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from gpt2.planning.gpus import peak_flops
 from gpt2.system.errors import UserError
 from gpt2.system.processes import Processes
 from gpt2.training.checkpoint import TrainingState
+from gpt2.training.distributed import cast_in_use
 from gpt2.training.execution import Execution
 from gpt2.training.telemetry import describe_machine
 
@@ -103,13 +104,24 @@ def open_data(run: Run, config: GPTConfig, processes: Processes) -> RunData:
     return RunData(loader, val, items)
 
 
+def epochs_as_steps(run: Run, loader: TokenLoader) -> Run:
+    """The run with --schedule.epochs, if it is given, turned into the steps that fit into so many epochs."""
+    if run.schedule.epochs is None:
+        return run
+    steps = max(1, int(run.schedule.epochs * len(loader.sequences)) // loader.batch)
+    return replace(run, schedule=replace(run.schedule, steps=steps, epochs=None))
+
+
 def make_model(run: Run, config: GPTConfig, device: torch.device) -> GPT | Modern:
     """The model with random or pretrained weights, the same in every process."""
     torch.manual_seed(run.system.seed)
     model = from_pretrained(run.model.init) if is_pretrained(run.model.init) else build(config)
     if run.system.small_gpu:
         disable_flex(model)
-    return model.to(device, torch.float32 if run.system.weights == "fp32" else torch.bfloat16)
+    model.to(device, torch.float32 if run.system.weights == "fp32" else torch.bfloat16)
+    if run.system.weights == "bf16-cast":
+        cast_in_use(model)
+    return model
 
 
 def open_log(

@@ -9,6 +9,7 @@ import platform
 import re
 import subprocess
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -34,24 +35,41 @@ def gpu_state(device: torch.device) -> dict[str, float]:
     return state | {"memory GiB": (total - free) / GIB}
 
 
-@torch.no_grad()
-def layer_norms(model: nn.Module) -> dict[str, tuple[float, float]]:
-    """The L2 norms (gradient, weight) per layer: wte, wpe, h.0 …, ln_f. The norm of a missing gradient is 0.
+class LayerNorms:
+    """The L2 norms of every layer (wte, wpe, h.0 …, ln_f) in one step: of gradient, weights, and the change of weights.
 
-    Call it in all processes, after backward and unscaling and before clipping. Norms are of whole layers, also if
-    FSDP2 has divided the parameters over the processes.
+    Make it in all processes, after backward and unscaling and before clipping; it copies the weights. Norms are of
+    whole layers, also if FSDP2 has divided the parameters over the processes. The norm of a missing gradient is 0.
     """
-    layers: dict[str, list[Tensor]] = defaultdict(list)
-    for name, parameter in model.named_parameters():
-        layers[layer_of(name)].append(parameter)
-    norms = []
-    for weights in layers.values():
-        for tensors in ([weight.grad for weight in weights if weight.grad is not None], weights):
-            norm = nn.utils.get_total_norm(tensors)
-            norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-            norms.append(norm.to(weights[0].device, torch.float32))
-    pairs = torch.stack(norms).view(-1, 2).tolist()  # waits for the device only once
-    return {name: (gradient, weight) for name, (gradient, weight) in zip(layers, pairs, strict=True)}
+
+    @torch.no_grad()
+    def __init__(self, model: nn.Module):
+        self.layers: dict[str, list[nn.Parameter]] = defaultdict(list)
+        for name, parameter in model.named_parameters():
+            self.layers[layer_of(name)].append(parameter)
+        self.before = [[p.detach().clone() for p in layer] for layer in self.layers.values()]
+        self.norms = [
+            (_norm([p.grad for p in layer if p.grad is not None], layer[0].device), _norm(layer, layer[0].device))
+            for layer in self.layers.values()
+        ]
+
+    @torch.no_grad()
+    def after_step(self) -> dict[str, tuple[float, float, float]]:
+        """The norms (gradient, weight, step) per layer, after the optimiser's step."""
+        steps = [
+            _norm([p - old for p, old in zip(layer, before, strict=True)], layer[0].device)
+            for layer, before in zip(self.layers.values(), self.before, strict=True)
+        ]
+        rows = [torch.stack([*pair, step]) for pair, step in zip(self.norms, steps, strict=True)]
+        table = torch.stack(rows).tolist()  # waits for the device only once
+        return {
+            name: (gradient, weight, step) for name, (gradient, weight, step) in zip(self.layers, table, strict=True)
+        }
+
+
+def _norm(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
+    norm = nn.utils.get_total_norm(tensors)
+    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).to(device, torch.float32)
 
 
 def layer_of(parameter_name: str) -> str:

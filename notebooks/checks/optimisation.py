@@ -31,6 +31,7 @@ def left_over(solution) -> None:
 @exercise
 def wsd(solution) -> None:
     """Warm-up, stable, decay."""
+    from gpt2.config.run import Schedule
     from gpt2.optim.schedule import learning_rate
 
     def at(step: int, *more: float) -> float:
@@ -56,9 +57,9 @@ def wsd(solution) -> None:
         "half way through the decay the rate is half way down: that is 1 - r; asked for is 1 - sqrt(r)",
     )
     for step in (801, 850, 900, 999):
-        wanted = learning_rate(step, 2.0, 1000, 100, "wsd", 0.1, 0.8)
+        wanted = learning_rate(step, 2.0, Schedule(1000, kind="wsd", warmup=100, final_fraction=0.1, plateau=0.8))
         expect_equal(at(step), wanted, f"the rate of step {step} of 1,000")
-    wanted = learning_rate(700, 2.0, 1000, 100, "wsd", 0.0, 0.5)
+    wanted = learning_rate(700, 2.0, Schedule(1000, kind="wsd", warmup=100, final_fraction=0.0, plateau=0.5))
     expect_equal(at(700, 0.5, 0.0), wanted, "the rate of step 700 with plateau 0.5 and final_fraction 0")
 
 
