@@ -3,6 +3,7 @@
 Shapes in comments: B sequences, T new and S all positions, C channels, H heads of D channels, V tokens, N = B · T.
 """
 
+import contextlib
 import functools
 import math
 import time
@@ -17,6 +18,11 @@ CHUNK_LOGITS = 2**28  # 1 GiB of fp32 logits
 IGNORED = -100  # a target that does not count, as in F.cross_entropy
 # the product that torch.compile itself uses on a CPU; None where torch is built without oneDNN
 _ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+
+
+def no_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """The context in which products are computed in the precision of their factors. There is no autocast on meta."""
+    return contextlib.nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -34,7 +40,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _as_input(x: Tensor, weight: Tensor) -> Tensor:
     """The weight in the precision of x. Under autocast it stays as it is, since autocast casts both."""
-    return weight if torch.is_autocast_enabled(x.device.type) else weight.to(x.dtype)
+    if weight.dtype == x.dtype or torch.is_autocast_enabled(x.device.type):
+        return weight
+    return weight.to(x.dtype)
 
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

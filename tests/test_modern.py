@@ -207,7 +207,9 @@ def test_gpt_oss_has_the_published_sizes(name, billions, active):
     """In all, and per token; of the embedding, a token uses a row."""
     config = named_config(name)
     with torch.device("meta"):
-        assert build(config).num_params() / 1e9 == pytest.approx(billions, abs=0.005)
+        model, idx = build(config), torch.zeros(1, 200, dtype=torch.long)
+        assert model.num_params() / 1e9 == pytest.approx(billions, abs=0.005)
+        assert model(idx).shape == (1, 200, 201_088)
     assert matrix_parameters(config) / 1e9 == pytest.approx(active, abs=0.01)
 
 

@@ -76,20 +76,20 @@ def plot_logs(
     this speed would have needed (the axis of Languini, arXiv 2309.11197). `y` in bits per byte compares runs of
     different vocabularies, and is chosen for them. Raises UserError if a log lacks what `x` or `y` needs.
     """
-    y = _loss_unit(logs, y)
+    unit = _loss_unit(logs, y)
     style()
     panels = [name for name in PANELS if any(np.isfinite(getattr(log, name)).any() for log in logs)]
     rows: list[Any] = [["loss"] * max(1, len(panels))] * 2 + ([panels] if panels else [])
     figure, axes = plt.subplot_mosaic(rows, figsize=(10, 7.5 if panels else 5), layout="constrained")
     for log, name, colour in zip(logs, short_names(logs), COLOURS * len(logs), strict=False):
         place = functools.partial(positions, log, x=x, tokens_per_second=tokens_per_second)
-        unit = _bits_per_nat(log) if y == "bits-per-byte" else 1.0
-        _draw_loss(axes["loss"], log, place, unit, label=f"{name}, " if len(logs) > 1 else "", colour=colour)
+        scale = _bits_per_nat(log) if unit == "bits-per-byte" else 1.0
+        _draw_loss(axes["loss"], log, place, scale, label=f"{name}, " if len(logs) > 1 else "", colour=colour)
         for panel in panels:
             steps, form = (log.hellaswag_step, ".-") if panel == "hellaswag" else (log.step, "-")
             axes[panel].plot(place(steps), getattr(log, panel), form, color=colour)
     for panel, axis in axes.items():
-        axis.set(xlabel="hours" if tokens_per_second else x, ylabel=PANELS.get(panel, LOSS[y]))
+        axis.set(xlabel="hours" if tokens_per_second else x, ylabel=PANELS.get(panel, LOSS[unit]))
         if x == "tokens":
             axis.xaxis.set_major_formatter(lambda value, _: short_count(value))
             axis.xaxis.set_major_locator(plt.MaxNLocator(9 if panel == "loss" else 4))

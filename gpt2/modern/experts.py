@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gpt2.kernels import gelu, linear
+from gpt2.kernels import gelu, linear, no_autocast
 from gpt2.model import Linear
 from gpt2.modern.parts import Parts
 
@@ -90,7 +90,7 @@ class Experts(nn.Module):
 
     def route(self, x: Tensor) -> Tensor:
         """The router's logits (B, T, E), in fp32: rounded logits would send some tokens to other experts."""
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x.device):
             weight, bias = self.router.weight, self.router.bias
             weight = unit_rows(weight) if self.normalised else weight
             return linear(x.float(), weight.float(), bias.float() if bias is not None else None)
@@ -131,7 +131,7 @@ def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     In bf16 on CUDA, one kernel computes all groups (`F.grouped_mm`), if the widths permit. Otherwise each group is one
     product. torch.compile does not see into this loop, which on CUDA waits for the sizes of the groups.
     """
-    if torch.is_autocast_enabled(x.device.type):
+    if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     weight = weight.to(x.dtype)
     aligned = x.size(-1) % 8 == 0 and weight.size(-2) % 8 == 0  # rows of 16 bytes

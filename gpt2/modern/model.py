@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gpt2.kernels import linear, linear_cross_entropy
+from gpt2.kernels import linear, linear_cross_entropy, no_autocast
 from gpt2.model import GPTConfig, KVCache, Linear
 from gpt2.modern.attention import attend, rotary_table, rotate
 from gpt2.modern.experts import Experts, activate, is_gated, unit_rows
@@ -275,7 +275,7 @@ class Modern(nn.Module):
             weight = unit_rows(weight)
         if self.gain is not None:
             x = x * self.gain
-        with torch.autocast(x.device.type, enabled=False) if parts.fp32_logits else contextlib.nullcontext():
+        with no_autocast(x.device) if parts.fp32_logits else contextlib.nullcontext():
             if parts.fp32_logits:
                 x, weight = x.float(), weight.float()
             if targets is None:

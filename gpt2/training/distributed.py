@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from gpt2.formats.build import build
+from gpt2.kernels import no_autocast
 from gpt2.model import GPT
 from gpt2.modern.experts import ExpertLinear
 from gpt2.modern.model import Modern
@@ -66,7 +67,7 @@ def _subclass(kind: Any, names: tuple[str, ...], change: Callable[[Method], Meth
 
 def _without_autocast(method: Method) -> Method:
     def call(self: nn.Module, x: Tensor, *inputs: Any, **options: Any) -> Any:
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x.device):
             return method(self, x, *inputs, **options)
 
     return call
