@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -19,7 +20,7 @@ from gpt2.formats.load import from_pretrained
 from gpt2.model import GPT, GPTConfig
 from gpt2.modern.attention import attend, flex_attend
 from gpt2.modern.experts import _grouped_linear, dispatch, grouped_linear
-from gpt2.modern.model import Modern, ModernConfig, normalise_rows
+from gpt2.modern.model import Modern, ModernConfig, make_norm, normalise_rows, rms_norm
 from gpt2.modern.parts import Parts
 from gpt2.planning.flops import matrix_parameters
 from gpt2.system.errors import UserError
@@ -287,6 +288,27 @@ def test_flex_attention_on_a_gpu_has_the_gradients_of_the_plain_formula(window: 
         results.append((y, *torch.autograd.grad((y * weight).sum(), (q, k, v, sinks))))
     for plain, fused in zip(*results, strict=True):
         assert_close(fused, plain, atol=2e-3, rtol=2e-3)
+
+
+def test_the_speedruns_weights_start_as_modded_nanogpts():
+    """PyTorch's defaults: uniform linear maps, a normal embedding; zeros at the end of every branch."""
+    torch.manual_seed(0)
+    model = Modern(ModernConfig(**SIZES | {"n_embd": 128}, parts=SPEEDRUN))
+    block = model.transformer.h[0]
+    for weight in (block.attn.c_attn.weight, block.mlp.c_fc.weight):
+        bound = 1 / math.sqrt(128)
+        assert 0.99 * bound < weight.abs().max() <= bound
+        assert weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02)
+    assert model.transformer.wte.weight.std().item() == pytest.approx(1, rel=0.02)
+    assert not any(w.any() for w in (block.attn.c_proj.weight, block.mlp.c_proj.weight, model.lm_head.weight))
+
+
+def test_a_norm_without_weights_adds_pytorchs_own_epsilon():
+    x = torch.full((1, 32), 2.0**-10)
+    expected = 2.0**-10 / math.sqrt(2.0**-20 + 2.0**-23)
+    plain = make_norm(ModernConfig(**SIZES, parts=SPEEDRUN))
+    for y in (rms_norm(x), plain(x)):
+        assert_close(y, torch.full((1, 32), expected))
 
 
 def test_a_window_hides_the_positions_before_it():

@@ -12,7 +12,7 @@ from gpt2.config.run import Model, Optim
 from gpt2.formats.build import build, make_config
 from gpt2.model import GPT, GPTConfig
 from gpt2.modern.parts import Parts
-from gpt2.optim.muon import assign_owners, orthogonalise
+from gpt2.optim.muon import assign_owners, factor_dtype, orthogonalise
 from gpt2.optim.optimizer import make_optimizer
 from gpt2.system.processes import Processes, process_group
 from gpt2.training.distributed import wrap
@@ -57,6 +57,15 @@ def test_a_cpu_rounds_to_bf16_if_it_multiplies_bf16_and_the_run_is_not_in_fp32(
     model["layer"].grad = torch.randn(8, 8)
     make_optimizer(model, MUON).step()
     assert seen == [expected] and model["layer"].dtype == torch.float32
+
+
+@pytest.mark.parametrize(("hardware", "expected"), [("bf16", torch.bfloat16), ("fp16", torch.float32)])
+def test_a_gpu_rounds_to_bf16_if_it_has_instructions_for_it(monkeypatch, hardware, expected):
+    """An RTX 2080 would emulate it."""
+    monkeypatch.setattr("gpt2.optim.muon.choose_precision", lambda device: hardware)
+    for precision in ("high", "highest"):
+        monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda precision=precision: precision)
+        assert factor_dtype(torch.device("cuda")) == expected
 
 
 def weights_of(shapes) -> list[nn.Parameter]:

@@ -84,8 +84,7 @@ def make_norm(config: ModernConfig) -> nn.Module:
 def rms_norm(x: Tensor) -> Tensor:
     """x (…, C) scaled so that the mean of its squares over C is 1.
 
-    To the mean PyTorch adds the distance from 1 to the next number of x's type, as in modded-nanogpt: 1.2e-7 in fp32,
-    7.8e-3 in bf16.
+    As in modded-nanogpt, PyTorch chooses what it adds to the mean: 1.2e-7. Its older versions added 7.8e-3 to bf16.
     """
     return F.rms_norm(x, (x.size(-1),))
 
