@@ -5,7 +5,8 @@
 Every run has 6 layers with heads 64 wide, 8,192 tokens per step, and its whole schedule within its FLOPs (the planner's
 count). As in Hoffmann et al. (arXiv 2203.15556), the losses of one budget make a valley: a model that is too small
 learns too little from a token, one that is too large sees too few. With more compute, the valley moves to larger
-models. The budgets here are so small that only its right slope is seen. Writes each log into benchmarks/scaling/, and scaling.png.
+models. The budgets here are so small that only its right slope is seen. Writes each log into
+benchmarks/scaling/, and scaling.png.
 """
 
 import shutil
@@ -96,11 +97,13 @@ def draw(options: Options, logs: dict[tuple[int, float, float], Log]) -> None:
         for width, point in zip(options.widths, points, strict=True):
             left.annotate(f"{width} wide", point, textcoords="offset points", xytext=(0, 8), ha="center", fontsize=8)
     left.set(xlabel="parameters (million)", ylabel="validation, bits per byte", title="equal FLOPs, several sizes")
+    left.margins(0.1)
     left.legend()
     width, budget = options.rates_width, options.budgets[0]
     rates = sorted({LR, *options.rates})
     right.plot(rates, [logs[width, budget, lr].bits_per_byte[-1] for lr in rates], "o-")
     right.set(xscale="log", xlabel="learning rate of Muon", title=f"{width} wide, {budget:.1e} FLOPs")
+    right.minorticks_off()
     right.set_xticks(rates, [f"{lr:g}" for lr in rates])
     figure.savefig(LOGS.parent / "scaling.png")
 
