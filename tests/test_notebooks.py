@@ -152,6 +152,7 @@ NEEDS_NONE = {
         *("formats.checkpoint.remove_checkpoint", "formats.checkpoint.complete_checkpoint"),
     ),
     "weights as in the speedrun, whose lesson comes later": ("training.distributed.cast_in_use",),
+    "turns one setting into another": ("training.setup.epochs_as_steps",),
     "reads the logs of other projects, one row each": ("logs.formats.rows_of", "logs.formats.recognise"),
     "hands numbers to other people's services and tools": (
         *("logs.writer.Tracker", "training.telemetry.gpu_state", "training.telemetry.LayerNorms"),
