@@ -146,22 +146,6 @@ def modded_nanogpt(clone: Path, form: str) -> Published:
     adam = [(model.transformer.wte.weight, rates.embedding_lr), (model.lm_head.weight, rates.head_lr)]
     optimizers = [torch.optim.Adam([p], lr=lr, betas=rates.betas) for p, lr in adam]
     optimizers.append(theirs.Muon(model.transformer.h.parameters(), lr=rates.lr, momentum=rates.momentum))
-    half = WIDTH // HEADS // 2
-
-    def renamed() -> dict[str, Tensor]:
-        """They rotate by the opposite angle, which exchanging the halves of every head of q and k makes good."""
-        state, ours = model.state_dict(), {"lm_head.weight": model.lm_head.weight}
-        ours["transformer.wte.weight"] = model.transformer.wte.weight
-        for i in range(LAYERS):
-            block = f"transformer.h.{i}."
-            q, k = (
-                state[f"{block}attn.c_{name}.weight"].view(HEADS, 2 * half, WIDTH).roll(half, 1).flatten(0, 1)
-                for name in "qk"
-            )
-            ours[f"{block}attn.c_attn.weight"] = torch.cat([q, k, state[f"{block}attn.c_v.weight"]])
-            for name in ("attn.c_proj", "mlp.c_fc", "mlp.c_proj"):
-                ours[f"{block}{name}.weight"] = state[f"{block}{name}.weight"]
-        return ours
 
     def orthogonalise(matrices: Tensor) -> Tensor:
         return torch.stack([theirs.zeropower_via_newtonschulz5(matrix, steps=5) for matrix in matrices])
@@ -172,11 +156,29 @@ def modded_nanogpt(clone: Path, form: str) -> Published:
         model,
         loss=lambda x, y: model(x, y)[1],
         logits=lambda x: model(x, x)[0],
-        renamed=renamed,
+        renamed=lambda: from_modded_nanogpt(model),
         optimizers=optimizers,
         rates=[theirs.get_lr(step) for step in range(schedule.steps)],
         orthogonalise=None if form == "fp32, our bound" else orthogonalise,
     )
+
+
+def from_modded_nanogpt(model: nn.Module) -> dict[str, Tensor]:
+    """Its weights under our names.
+
+    It rotates by the opposite angle, which exchanging the halves of every head of q and k makes good.
+    """
+    state, half = dict(model.named_parameters()), WIDTH // HEADS // 2
+    ours = {name: state[name] for name in ("transformer.wte.weight", "lm_head.weight")}
+    for block in (f"transformer.h.{i}." for i in range(LAYERS)):
+        q, k = (
+            state[f"{block}attn.c_{name}.weight"].view(HEADS, 2 * half, WIDTH).roll(half, 1).flatten(0, 1)
+            for name in "qk"
+        )
+        ours[f"{block}attn.c_attn.weight"] = torch.cat([q, k, state[f"{block}attn.c_v.weight"]])
+        for name in ("attn.c_proj", "mlp.c_fc", "mlp.c_proj"):
+            ours[f"{block}{name}.weight"] = state[f"{block}{name}.weight"]
+    return ours
 
 
 def llmc(text: str) -> Published:
@@ -305,8 +307,8 @@ def compare(published: Published) -> tuple[float, float, float, float, float]:
     torch.set_float32_matmul_precision("highest")
     after = published.renamed()
     differences = {name: (p.detach() - after[name]).abs().float() for name, p in ours.named_parameters()}
-    blocks = max(float(d.max()) for name, d in differences.items() if ".h." in name)
-    ends = max(float(d.mean()) for name, d in differences.items() if ".h." not in name)
+    blocks = max(d.max().item() for name, d in differences.items() if ".h." in name)
+    ends = max(d.mean().item() for name, d in differences.items() if ".h." not in name)
     rate = max(abs(learning_rate(step, 1.0, run.schedule) - theirs) for step, theirs in enumerate(rates))
     return logits, losses, blocks, ends, rate
 

@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from gpt2.data.tokenizer import END_OF_TEXT, get_encoding
-from gpt2.formats.load import from_pretrained
+from gpt2.formats.load import from_pretrained, pretrained_config
 from gpt2.model import GPT
 from gpt2.modern.model import Modern
 from gpt2.system.devices import choose_device
@@ -86,8 +86,8 @@ def main(options: Options) -> None:
     """Print the samples. Raises UserError for a model that can't be read, and for values out of range."""
     check_ranges(options)
     device = choose_device()
+    encoding = get_encoding(pretrained_config(options.run).vocab_size)  # before the weights, which may be large
     model = from_pretrained(options.run).to(device)
-    encoding = get_encoding(model.config.vocab_size)
     prompt = encoding.encode_ordinary(options.prompt) or [encoding.eot_token]
     idx = torch.tensor([prompt], device=device)
     rule = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}

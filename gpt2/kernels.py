@@ -25,6 +25,11 @@ def no_autocast(device: torch.device) -> contextlib.AbstractContextManager[objec
     return contextlib.nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
+def autocast_enabled(device: torch.device) -> bool:
+    """Whether autocast will cast the factors of products on this device."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (…, in) @ weight (out, in)ᵀ + bias (out,), as `F.linear`; without autocast, computed in the precision of x.
 
@@ -40,9 +45,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _as_input(x: Tensor, weight: Tensor) -> Tensor:
     """The weight in the precision of x. Under autocast it stays as it is, since autocast casts both."""
-    if weight.dtype == x.dtype or torch.is_autocast_enabled(x.device.type):
-        return weight
-    return weight.to(x.dtype)
+    return weight if autocast_enabled(x.device) else weight.to(x.dtype)
 
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -112,7 +115,7 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, vocab_size:
     weight = _as_input(x, weight)
     if x.size(0) * weight.size(0) <= CHUNK_LOGITS or torch.compiler.is_compiling():
         return F.cross_entropy(F.linear(x, weight)[:, :vocab_size].float(), targets)
-    autocast = torch.is_autocast_enabled(x.device.type)
+    autocast = autocast_enabled(x.device)
     if hasattr(F, "linear_cross_entropy") and x.device.type == "cuda" and x.dtype == torch.float32 and not autocast:
         padding = torch.zeros(weight.size(0), device=x.device)
         padding[vocab_size:] = float("-inf")

@@ -126,7 +126,7 @@ def test_flops_of_other_parts_are_those_that_torch_counts(name, level, monkeypat
     model = build(config)
     if level == "gelu" and config.parts.experts:
         with pytest.raises(UserError, match="recompute gelu does not go with experts; give mlp or block"):
-            recompute(model, level)
+            make_plan(Options("gpt-oss-mini", recompute=level))
         return
     recompute(model, level)
     x = torch.randint(config.vocab_size, (2, config.block_size))
@@ -156,9 +156,11 @@ def test_only_the_experts_that_are_chosen_count():
 # ---- memory ----
 
 
-def kept_bytes(config: GPTConfig, micro_batch: int, precision: str, level: str) -> int:
+def kept_bytes(config: GPTConfig, micro_batch: int, precision: str, level: str, cast: bool = False) -> int:
     """Bytes that autograd keeps between forward and backward: every storage once, parameters left out."""
     model = build(config)
+    if cast:
+        cast_in_use(model.bfloat16())
     recompute(model, level)
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept = {}
@@ -174,6 +176,13 @@ def kept_bytes(config: GPTConfig, micro_batch: int, precision: str, level: str) 
         loss = model(x, x)
     assert loss.requires_grad  # and so keeps the graph until here
     return sum(kept.values())
+
+
+def test_weights_that_are_cast_in_use_leave_their_copies_for_backward():
+    for config in (SMALL, modern(presets.SPEEDRUN)):
+        two, three = (kept_bytes(config, size, "bf16", "none", cast=True) for size in (2, 3))
+        planned = memory(config, setup(config, micro_batch=1, precision="bf16", weights="bf16-cast"))
+        assert 3 * two - 2 * three == pytest.approx(planned.copies, rel=0.02, abs=40_000)
 
 
 @pytest.mark.parametrize("level", RECOMPUTE)

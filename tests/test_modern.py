@@ -201,6 +201,22 @@ def test_experts_in_mxfp4_are_those_of_transformers(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_size": 96, "layer_types": ["full_attention"]}))
     with pytest.raises(UserError, match="layer_types that do not alternate"):
         from_pretrained(tmp_path)
+    for change, problem in {
+        "rms_norm_eps": r"has rms_norm_eps 1e-06, not gpt-oss's 1e-05",
+        "head_dim": r"does not say 'head_dim'",
+    }.items():
+        other = config | {"hidden_size": 96} | ({change: 1e-6} if "eps" in change else {})
+        other = {key: value for key, value in other.items() if "eps" in change or key != change}
+        (tmp_path / "config.json").write_text(json.dumps(other))
+        with pytest.raises(UserError, match=problem):
+            from_pretrained(tmp_path)
+
+
+def test_gpt_oss_keeps_its_parts():
+    model = Model(init="gpt-oss-20b")
+    assert make_config(model, Parts()).parts == named_config("gpt-oss-20b").parts
+    with pytest.raises(ValueError, match=r"gpt-oss-20b has its own parts; leave --parts out"):
+        make_config(model, Parts(balance=0.02))
 
 
 @pytest.mark.parametrize(("name", "billions", "active"), [("gpt-oss-20b", 20.91, 3.61), ("gpt-oss-120b", 116.83, 5.13)])

@@ -153,6 +153,9 @@ NEEDS_NONE = {
     ),
     "weights as in the speedrun, whose lesson comes later": ("training.distributed.cast_in_use",),
     "turns one setting into another": ("training.setup.epochs_as_steps",),
+    "refuses settings that do not go together": (
+        *("planning.memory.check_recompute", "training.execution.check_precision"),
+    ),
     "reads the logs of other projects, one row each": ("logs.formats.rows_of", "logs.formats.recognise"),
     "hands numbers to other people's services and tools": (
         *("logs.writer.Tracker", "training.telemetry.gpu_state", "training.telemetry.LayerNorms"),

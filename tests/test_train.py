@@ -24,6 +24,7 @@ from gpt2.formats.build import build, make_config
 from gpt2.logs.reader import read_log
 from gpt2.system.errors import UserError
 from gpt2.system.processes import Processes
+from gpt2.training.distributed import cast_in_use
 
 
 def test_one_process_of_eight_micro_steps_equals_two_of_four(shards, tmp_path):
@@ -102,22 +103,69 @@ def test_a_run_may_be_given_in_epochs(shards, tmp_path):
     assert "complete" in train(shards, tmp_path / "run", "--schedule.epochs", "2.5").stdout
     for flags, problem in {
         ("--schedule.epochs", "0"): r"--schedule.epochs 0.* is out of range; give more than 0",
+        ("--schedule.epochs", "inf"): r"--schedule.epochs inf is out of range",
         ("--schedule.epochs", "2", "--languini.hours", "1"): r"epochs 2 and --languini.hours 1 both .*give one",
     }.items():
         assert re.search(problem, train(shards, tmp_path / "b", *flags, check=False).stderr)
 
 
-@pytest.mark.parametrize("compiled", ["off", "on"])
-def test_weights_that_are_cast_in_use_follow_fp32(shards, tmp_path, compiled):
+@pytest.mark.parametrize(("compiled", "processes"), [("off", 2), ("on", 1)])
+def test_weights_that_are_cast_in_use_follow_fp32(shards, tmp_path, compiled, processes):
     train(shards, tmp_path / "fp32", preset="speedrun-demo")
-    flags = ("--system.weights", "bf16-cast", "--system.compile", compiled)
-    train(shards, tmp_path / "cast", *flags, preset="speedrun-demo")
+    flags = ("--system.weights", "bf16-cast", "--system.compile", compiled, "--system.precision", "auto")
+    train(shards, tmp_path / "cast", *flags, preset="speedrun-demo", processes=processes)
     a, b = (read_log(tmp_path / name / "log.txt") for name in ("fp32", "cast"))
     np.testing.assert_allclose(b.loss, a.loss, atol=0.06, rtol=0)
     dtypes = {name: t.dtype for name, t in load_file(tmp_path / "cast" / "model" / "model.safetensors").items()}
     assert dtypes.pop("transformer.wte.weight") == torch.bfloat16 and set(dtypes.values()) == {torch.float32}
-    refused = train(shards, tmp_path / "zero", *flags, "--system.zero", "1", preset="speedrun-demo", check=False)
-    assert refused.returncode == 2 and "give --system.zero 0" in refused.stderr
+    assert "execution: bf16" in (tmp_path / "cast" / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("preset", ["speedrun-demo", "gpt-oss-demo", "demo"])
+def test_autocast_is_off_in_a_model_whose_weights_are_cast_in_use(preset, monkeypatch):
+    """In training, evaluation and sampling: on a GPU it would make norms and the residual stream fp32."""
+    run = PRESETS[preset][1]
+    model = build(make_config(run.model, run.parts)).bfloat16()
+    cast_in_use(model)
+    seen, linear = [], torch.nn.functional.linear
+
+    def watch(x, *others):
+        seen.append((x.dtype, torch.is_autocast_enabled("cpu")))
+        return linear(x, *others)
+
+    monkeypatch.setattr("torch.nn.functional.linear", watch)
+    x = torch.randint(2048, (2, 32))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(x, x).backward()
+        assert model.logits(model.hidden(x)).dtype == torch.bfloat16
+    router = {torch.float32} if run.parts.experts else set()  # whose logits are never rounded
+    assert {dtype for dtype, _ in seen} == {torch.bfloat16} | router
+    assert not any(enabled for _, enabled in seen) and len(seen) > 2 * run.model.n_layer
+
+
+CAST = ("--system.weights", "bf16-cast")
+REFUSED = {
+    "zero": (("--system.zero", "1", *CAST), r"give --system.zero 0"),
+    "fp32": (CAST, r"--system.weights bf16-cast computes in bf16; leave --system.precision out"),
+    "fp16": (("--system.weights", "bf16", "--system.precision", "fp16"), r"bf16 does not go with fp16; give --sys"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_keeps_the_run_that_would_have_been_replaced(shards, tmp_path, name):
+    train(shards, tmp_path / "run")
+    flags, problem = REFUSED[name]
+    refused = train(shards, tmp_path / "run", *flags, "--log.overwrite", check=False)
+    assert refused.returncode == 2 and re.search(problem, refused.stderr)
+    assert (tmp_path / "run" / "DONE").exists() and (tmp_path / "run" / "model" / "model.safetensors").exists()
+
+
+def test_recomputation_that_experts_do_not_have_keeps_the_run_that_would_have_been_replaced(shards, tmp_path):
+    train(shards, tmp_path / "run", preset="gpt-oss-demo")
+    flags = ("--system.recompute", "gelu", "--log.overwrite")
+    refused = train(shards, tmp_path / "run", *flags, preset="gpt-oss-demo", check=False)
+    assert refused.returncode == 2 and "gelu does not go with experts; give mlp or block" in refused.stderr
+    assert (tmp_path / "run" / "DONE").exists()
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -5,6 +5,7 @@ It imports no torch, so that `train_gpt2.py --help` answers at once. Built in no
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -84,7 +85,7 @@ class Schedule:
     """The learning-rate schedule."""
 
     steps: Annotated[int, Ge(1)] = 19_073
-    epochs: Annotated[float | None, Gt(0)] = None
+    epochs: Annotated[float | None, Gt(0), Lt(math.inf)] = None
     """Train for so many passes over the train shards, in whole steps [--schedule.steps]."""
     kind: ScheduleKind = "cosine"
     """wsd, trapezoid: constant, then decaying like 1 - sqrt, or linearly. inverse-sqrt: constant, then proportional to

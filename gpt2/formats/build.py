@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gpt2.config.presets import GPT_OSS
 from gpt2.config.run import Model
 from gpt2.model import GPT, GPTConfig
 from gpt2.modern.model import Modern, ModernConfig
@@ -30,21 +31,8 @@ GPT3_WIDTHS = {
     12288: (96, 128),
 }
 # name → (n_layer, experts): the models of gpt-oss (arXiv 2508.10925), with the T that YaRN stretches 32 times
-GPT_OSS = {"gpt-oss-20b": (24, 32), "gpt-oss-120b": (36, 128)}
-GPT_OSS_PARTS = Parts(
-    norm="rms",
-    position="rotary",
-    rotary_base=150_000.0,
-    yarn_factor=32.0,
-    kv_heads=8,
-    head_size=64,
-    windows=(128, "full"),
-    sinks=True,
-    mlp="swiglu-clamped",
-    mlp_width=2880,
-    experts_per_token=4,
-    tied=False,
-)
+GPT_OSS_SIZES = {"gpt-oss-20b": (24, 32), "gpt-oss-120b": (36, 128)}
+GPT_OSS_PARTS = replace(GPT_OSS, yarn_factor=32.0, kv_heads=8, head_size=64, mlp_width=2880, experts_per_token=4)
 OPENAI = {"gpt2": "d12", "gpt2-medium": "d24", "gpt2-large": "d36", "gpt2-xl": "d48"}  # published, with weights
 PADDED = ("transformer.wte.weight", "lm_head.weight")  # tensors with one row per token of the vocabulary
 
@@ -65,7 +53,7 @@ def named_config(name: str, **overrides: int) -> GPTConfig:
     }
     known |= {
         name: ModernConfig(4096, 201_088, depth, 64, 2880, replace(GPT_OSS_PARTS, experts=experts))
-        for name, (depth, experts) in GPT_OSS.items()
+        for name, (depth, experts) in GPT_OSS_SIZES.items()
     }
     if name not in known:
         raise ValueError(f"unknown model {name!r}; known: {', '.join(known)}")
@@ -77,6 +65,8 @@ def make_config(model: Model, parts: Parts) -> GPTConfig:
     sizes = {k: v for k, v in asdict(model).items() if k != "init" and v is not None}
     if parts == Parts():
         return named_config(model.init, **sizes)
+    if (own := getattr(named_config(model.init), "parts", None)) and own != parts:
+        raise ValueError(f"{model.init} has its own parts; leave --parts out")
     # not named_config(…, **sizes): a GPTConfig would refuse a width that n_head does not divide; Parts has head_size
     return ModernConfig(**{**vars(named_config(model.init)), **sizes, "parts": parts})
 

@@ -21,6 +21,9 @@ from gpt2.system.errors import UserError
 # the numbers of FP4, in the order of their bits: a sign, two bits of exponent, one of mantissa
 FP4 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0])
 EXPONENT_OF_ONE = 127
+# what `gpt2.modern` has as constants, with the values of gpt-oss
+ARCHITECTURE = {"rms_norm_eps": 1e-5, "swiglu_limit": 7.0, "attention_bias": True}
+YARN = {"rope_type": "yarn", "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}
 
 
 def is_gpt_oss(folder: Path) -> bool:
@@ -31,11 +34,22 @@ def is_gpt_oss(folder: Path) -> bool:
 def read_config(folder: Path) -> ModernConfig:
     """The configuration of the model in a folder. Raises UserError where it is not gpt-oss's architecture."""
     config = json.loads((folder / "config.json").read_text())
+    try:
+        return _config(folder, config)
+    except KeyError as error:
+        raise UserError(f"{folder}/config.json does not say {error}; give a folder of gpt-oss") from None
+
+
+def _config(folder: Path, config: dict[str, Any]) -> ModernConfig:
     layers = config["num_hidden_layers"]
     kinds = ["sliding_attention", "full_attention"]
     if config.get("layer_types", [kinds[i % 2] for i in range(layers)]) != [kinds[i % 2] for i in range(layers)]:
         raise UserError(f"{folder}/config.json has layer_types that do not alternate; give a folder of gpt-oss")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    for found, expected in ((config, ARCHITECTURE), (rope, YARN)):
+        for key, value in expected.items():
+            if found.get(key, value) != value:
+                raise UserError(f"{folder} has {key} {found[key]!r}, not gpt-oss's {value!r}; give a folder of gpt-oss")
     parts = Parts(
         norm="rms",
         position="rotary",

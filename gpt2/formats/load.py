@@ -53,4 +53,4 @@ def _reader_of(name: str) -> tuple[ModuleType, Path]:
         raise UserError(f"{name} holds no model; give a run folder, or one that save_pretrained wrote")
     if (folder / "log.txt").exists():
         return checkpoint, folder
-    return (gpt_oss if gpt_oss.is_gpt_oss(folder) else huggingface), folder
+    return (gpt_oss if Path(name).is_dir() and gpt_oss.is_gpt_oss(folder) else huggingface), folder

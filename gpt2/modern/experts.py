@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gpt2.kernels import gelu, linear, no_autocast
+from gpt2.kernels import autocast_enabled, gelu, linear, no_autocast
 from gpt2.model import Linear
 from gpt2.modern.parts import Parts
 
@@ -131,7 +131,7 @@ def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     In bf16 on CUDA, one kernel computes all groups (`F.grouped_mm`), if the widths permit. Otherwise each group is one
     product. torch.compile does not see into this loop, which on CUDA waits for the sizes of the groups.
     """
-    if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
+    if autocast_enabled(x.device):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     weight = weight.to(x.dtype)
     aligned = x.size(-1) % 8 == 0 and weight.size(-2) % 8 == 0  # rows of 16 bytes

@@ -48,7 +48,7 @@ def setup_of(run: Run, config: GPTConfig, processes: Processes) -> Setup:
         recompute=system.recompute,
         micro_batch=micro_batch,
         micro_steps=max(1, _sequences(run, config, processes) // micro_batch),
-        precision=choose_precision(device, system.precision),
+        precision=choose_precision(device, system.precision, system.weights),
         compiled=choose_compile(device, system.compile, run_flops(run, config)),
         fused=is_fused(config, device, flex=not system.small_gpu),
         weights=system.weights,

@@ -17,6 +17,7 @@ from gpt2.modern.attention import FLEX_FROM
 from gpt2.modern.experts import is_gated
 from gpt2.modern.model import ModernConfig
 from gpt2.planning.flops import matrices, parameters, shapes, with_parts
+from gpt2.system.errors import UserError
 
 VALUE_BYTES = {"bf16": 2, "fp16": 2, "tf32": 4, "fp32": 4}  # of a factor in a matrix product
 WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "bf16-master": 2, "bf16-cast": 2}  # of an embedding, so of the residual stream
@@ -107,6 +108,12 @@ def _sizes(config: GPTConfig) -> tuple[int, int, int]:
     return P, layer, P - config.n_layer * layer
 
 
+def check_recompute(config: GPTConfig, recompute: str) -> None:
+    """Raise UserError for a level of recomputation that these parts do not have."""
+    if recompute == "gelu" and with_parts(config).parts.experts:
+        raise UserError("recompute gelu does not go with experts; give mlp or block")
+
+
 def _bytes_per_weight(config: GPTConfig, weights: str) -> float:
     """Bytes of a stored weight, the mean over the model."""
     if weights != "bf16-cast":
@@ -174,8 +181,12 @@ def _optimizer_bytes(config: GPTConfig, setup: Setup) -> float:
 def _copied_bytes(config: GPTConfig, setup: Setup) -> int:
     """Copies of the matrices but the router's: in 16 bits if they are stored in 32, or with normalised rows."""
     a = VALUE_BYTES[setup.precision]
+    sizes = {name: size for name, size in matrices(config).items() if "router" not in name}
+    if setup.weights == "bf16-cast":  # all but the token table
+        sizes.pop("transformer.wte.weight", None)
+        return a * sum(sizes.values())
     copied = with_parts(config).parts.normalised_weights or a < WEIGHT_BYTES[setup.weights]
-    return a * (sum(matrices(config).values()) - parameters(config).get("router", 0)) if copied else 0
+    return a * sum(sizes.values()) if copied else 0
 
 
 def _logits_bytes(config: GPTConfig, setup: Setup) -> int:

@@ -16,7 +16,7 @@ from gpt2.model import GPTConfig
 from gpt2.planning.fits import fit, flags, least_change
 from gpt2.planning.flops import flops_per_token, parameters, published_parameters, recompute_flops_per_token, run_flops
 from gpt2.planning.gpus import HARDWARE, Hardware
-from gpt2.planning.memory import RECOMPUTE, SPARE_MEMORY, Setup, bytes_sent, memory
+from gpt2.planning.memory import RECOMPUTE, SPARE_MEMORY, Setup, bytes_sent, check_recompute, memory
 from gpt2.system.errors import UserError
 from gpt2.system.machine import GIB
 from gpt2.system.ranges import check_ranges
@@ -110,6 +110,7 @@ def make_plan(options: Options) -> Plan:
             f"{batch:,} tokens per step do not divide into sequences of {config.block_size} on {options.gpus} GPU(s); "
             f"the nearest number that does is --batch-tokens {nearest}"
         )
+    check_recompute(config, options.recompute or run.system.recompute)
     plan = Plan(options, config, _choose_setup(run, config, options), run.schedule.steps, batch)
     size = options.micro_batch or plan.vary().setup.micro_batch or 1
     if plan.sequences % size:

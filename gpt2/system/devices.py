@@ -27,12 +27,14 @@ def choose_device(wanted: str = "auto", world_size: int = 1) -> torch.device:
     return torch.device(wanted)
 
 
-def choose_precision(device: torch.device, wanted: str = "auto") -> str:
+def choose_precision(device: torch.device, wanted: str = "auto", weights: str = "fp32") -> str:
     """`bf16`, `fp16`, `tf32` or `fp32`: the wanted one, or the fastest that the hardware has and training tolerates.
 
     The fastest is bf16 on CUDA from Ampere on, and on CPUs with instructions for it (AMX, AVX-512); fp16 with a
-    gradient scaler on older CUDA; fp32 elsewhere.
+    gradient scaler on older CUDA; fp32 elsewhere. Weights that are cast in use are always cast to bf16.
     """
+    if weights == "bf16-cast":
+        return "bf16"
     if wanted != "auto":
         return wanted
     if device.type == "cuda":

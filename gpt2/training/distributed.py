@@ -23,7 +23,6 @@ from gpt2.kernels import no_autocast
 from gpt2.model import GPT
 from gpt2.modern.experts import ExpertLinear
 from gpt2.modern.model import Modern
-from gpt2.system.errors import UserError
 from gpt2.system.processes import Processes
 
 Method = Callable[..., Any]
@@ -44,12 +43,10 @@ def recompute(model: nn.Module, what: str) -> None:
     """Compute some activations again in backward instead of keeping them (Chen et al., arXiv 1604.06174).
 
     gelu: the result of every MLP's activation function, as llm.c does. mlp: all within every MLP. block: within every
-    block. Raises UserError for gelu with experts.
+    block. Experts have no gelu: see `check_recompute`.
     """
     for block in _blocks(model) if what != "none" else ():
         part = block if what == "block" else block.get_submodule("mlp")
-        if what == "gelu" and not hasattr(part, "second_half"):
-            raise UserError("--system.recompute gelu does not go with experts; give mlp or block")
         _change_methods(part, ("second_half" if what == "gelu" else "forward",), _recomputed)
 
 

@@ -32,13 +32,24 @@ class Execution:
     micro_batch: int
 
 
+def check_precision(run: Run, device: torch.device) -> None:
+    """Raise UserError where fp16, or its gradient scaler, does not go with the run's weights."""
+    precision, weights = choose_precision(device, run.system.precision, run.system.weights), run.system.weights
+    if weights != "fp32" and precision == "fp16":
+        raise UserError(f"--system.weights {weights} does not go with fp16; give --system.weights fp32")
+    if weights == "bf16-cast" and run.system.precision not in ("auto", "bf16"):
+        raise UserError(f"--system.weights {weights} computes in bf16; leave --system.precision out")
+    if weights == "bf16-cast" and choose_precision(device) == "fp16":
+        raise UserError(f"this GPU has no bf16 for --system.weights {weights}; give --system.small-gpu")
+
+
 def choose_execution(run: Run, model: GPT | Modern, processes: Processes) -> Execution:
     """What the run asks for, or what is fastest on this machine. All processes call this together.
 
     Raises UserError where no micro-batch fits.
     """
     config, device, wanted = trained_config(run.model, model.config), processes.device, run.system
-    precision = choose_precision(device, wanted.precision)
+    precision = choose_precision(device, wanted.precision, wanted.weights)
     compiled = choose_compile(device, wanted.compile, run_flops(run, config))
     if wanted.micro_batch != "auto":
         return Execution(precision, compiled, wanted.micro_batch)
@@ -47,6 +58,7 @@ def choose_execution(run: Run, model: GPT | Modern, processes: Processes) -> Exe
     def attempt(size: int) -> None:
         """Forward and backward, while as much memory is reserved as optimiser, buckets and logits will take."""
         others = 12 * model.num_params() // (processes.world_size if wanted.zero else 1)
+        others += 4 * model.num_params() if run.log.norms_every else 0  # the weights before a step
         others += 4 * size * config.block_size * config.padded_vocab_size if compiled else 0
         reserved = torch.empty(others, dtype=torch.uint8, device=device)
         x = torch.zeros(size, config.block_size, dtype=torch.long, device=device)

@@ -28,11 +28,12 @@ from gpt2.modern.parts import Parts
 from gpt2.planning.fits import check_fits
 from gpt2.planning.flops import run_flops
 from gpt2.planning.gpus import peak_flops
+from gpt2.planning.memory import check_recompute
 from gpt2.system.errors import UserError
 from gpt2.system.processes import Processes
 from gpt2.training.checkpoint import TrainingState
 from gpt2.training.distributed import cast_in_use
-from gpt2.training.execution import Execution
+from gpt2.training.execution import Execution, check_precision
 from gpt2.training.telemetry import describe_machine
 
 
@@ -47,9 +48,13 @@ def choose_config(run: Run, processes: Processes) -> GPTConfig:
             config = make_config(wanted, run.parts)
         except ValueError as error:
             raise UserError(f"--model, --parts: {error}") from None
+        check_recompute(config, run.system.recompute)
+        check_precision(run, processes.device)
         check_fits(run, config, processes)
         return config
     config = pretrained_config(wanted.init)
+    check_recompute(config, run.system.recompute)
+    check_precision(run, processes.device)
     if run.parts != getattr(config, "parts", Parts()):
         raise UserError(f"--parts are not those of {wanted.init}; leave them out, or give the ones it was made of")
     for name, value in dataclasses.asdict(wanted).items():

@@ -60,6 +60,7 @@ class LayerNorms:
             _norm([p - old for p, old in zip(layer, before, strict=True)], layer[0].device)
             for layer, before in zip(self.layers.values(), self.before, strict=True)
         ]
+        self.before.clear()  # as large as the weights
         rows = [torch.stack([*pair, step]) for pair, step in zip(self.norms, steps, strict=True)]
         table = torch.stack(rows).tolist()  # waits for the device only once
         return {
