@@ -27,6 +27,11 @@ $(READY): pyproject.toml constraints.txt
 
 setup: $(READY)
 
+# what the tests compile for a GPU with; without it they are skipped
+.venv/lowering: $(READY)
+	-$(BIN)/python -m pip install --quiet -e '.[lowering]' -c constraints.txt
+	touch $@
+
 demo: $(READY)
 	$(BIN)/python fineweb.py --source stories --vocab-size 2048 --out $(STORIES)
 	$(BIN)/torchrun --standalone --nproc_per_node=2 train_gpt2.py demo --log.overwrite --system.device cpu
@@ -34,7 +39,7 @@ demo: $(READY)
 	$(BIN)/gpt2 evaluate $(DEMO)
 	$(BIN)/gpt2 generate $(DEMO) --prompt 'The old man looked at' --tokens 120
 
-test: $(READY)
+test: .venv/lowering
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m 'not alone and not gpu' -n 2 --dist worksteal
 	$(BIN)/python -m pytest -m 'alone or gpu'
 

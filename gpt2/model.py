@@ -170,10 +170,7 @@ class GPT(nn.Module):
         Targets of -100 do not count. With a cache, `idx` continues it. Raises ValueError if T exceeds block_size.
         """
         x = self.hidden(idx, cache)
-        if targets is None:
-            return self.logits(x)
-        weight = self.transformer.wte.weight
-        return kernels.linear_cross_entropy(x.flatten(0, 1), weight, targets.flatten(), self.config.vocab_size)
+        return self.logits(x) if targets is None else self.loss(x, targets)
 
     def hidden(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
         """Tokens (B, T) → the final residual stream (B, T, C), normalised."""
@@ -192,3 +189,8 @@ class GPT(nn.Module):
     def logits(self, x: Tensor) -> Tensor:
         """Final residual stream (…, C) → logits (…, V), without the padding rows."""
         return kernels.linear(x, self.transformer.wte.weight)[..., : self.config.vocab_size]
+
+    def loss(self, x: Tensor, targets: Tensor) -> Tensor:
+        """Final residual stream (B, T, C) and targets (B, T) → the mean loss in nats per token."""
+        weight = self.transformer.wte.weight
+        return kernels.linear_cross_entropy(x.flatten(0, 1), weight, targets.flatten(), self.config.vocab_size)

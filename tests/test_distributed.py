@@ -8,7 +8,14 @@ import torch
 from conftest import run_python
 from torch import nn
 
-from gpt2.system.devices import autocast, can_compile, choose_compile, choose_device, choose_precision
+from gpt2.system.devices import (
+    autocast,
+    can_compile,
+    choose_compile,
+    choose_device,
+    choose_precision,
+    set_matmul_precision,
+)
 from gpt2.system.errors import UserError, run_command
 from gpt2.system.processes import Processes, process_group
 from gpt2.training.distributed import wrap
@@ -90,6 +97,37 @@ def test_compiling_needs_its_tools_and_a_run_worth_it(monkeypatch, tmp_path):
     monkeypatch.setattr("gpt2.system.devices.can_compile", lambda: False)
     assert not choose_compile(cpu, "auto", 1e15)
     assert choose_compile(cpu, "on", 0) and not choose_compile(cpu, "off", 1e20)
+
+
+def test_a_gpu_that_torch_cannot_use_is_not_silently_replaced_by_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("pathlib.Path.exists", lambda path: str(path) == "/dev/nvidia0")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert choose_device("auto").type != "cuda"  # a build for CPUs
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    with pytest.raises(UserError, match=r"older than CUDA 13\.0; update it, or give --system\.device cpu"):
+        choose_device("auto")
+    assert choose_device("cpu").type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("gpu", "precision", "kept"),
+    [
+        (True, "bf16", "highest"),
+        (True, "tf32", "high"),
+        (True, "fp32", "highest"),
+        (False, "bf16", "high"),
+        (False, "fp32", "highest"),
+    ],
+)
+def test_fp32_products_are_rounded_in_tf32_runs_only_on_a_gpu(monkeypatch, gpu, precision, kept):
+    before = torch.get_float32_matmul_precision()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    try:
+        set_matmul_precision(precision)
+        assert torch.get_float32_matmul_precision() == kept
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_the_tools_are_a_compiler_and_pythons_headers(monkeypatch, tmp_path):

@@ -37,13 +37,22 @@ def rotary_table(parts: Parts, head_size: int, positions: Tensor) -> tuple[Tenso
         slowed = ((pairs - first) / max(last - first, 1e-3)).clamp(0, 1)
         frequencies = frequencies / parts.yarn_factor * slowed + frequencies * (1 - slowed)
         scale = 0.1 * math.log(parts.yarn_factor) + 1
-    angles = positions[:, None] * frequencies
-    return angles.cos() * scale, angles.sin() * scale
+    cos, sin = _cos_and_sin(positions[:, None] * frequencies)
+    return cos * scale, sin * scale
+
+
+@torch.library.custom_op("gpt2::cos_and_sin", mutates_args=())
+def _cos_and_sin(angles: Tensor) -> tuple[Tensor, Tensor]:
+    """An operator that torch.compile does not see into: otherwise it would compute both again in every layer."""
+    return angles.cos(), angles.sin()
+
+
+_cos_and_sin.register_fake(lambda angles: (torch.empty_like(angles), torch.empty_like(angles)))
 
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate the pairs (i, i + D/2) of x (B, H, T, D) by a rotary table."""
-    cos, sin = table
+    """Rotate the pairs (i, i + D/2) of x (B, T, H, D) by a rotary table (T, D/2)."""
+    cos, sin = (values[:, None] for values in table)
     a, b = x.float().chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
 

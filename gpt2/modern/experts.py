@@ -81,7 +81,7 @@ class Experts(nn.Module):
         logits, chosen = scores.topk(self.k, dim=-1)  # (B, T, k)
         weights = logits.softmax(-1).view(B * T, self.k, 1)
         row, expert, ends = dispatch(chosen.flatten(), self.experts)
-        copies = x.reshape(B * T, 1, C).expand(-1, self.k, -1).reshape(-1, C)  # (N · k, C)
+        copies = _autocast(x).reshape(B * T, 1, C).expand(-1, self.k, -1).reshape(-1, C)  # (N · k, C)
         y = copies.new_zeros(len(expert), C).index_copy(0, row, copies)  # (M, C)
         y = activate(self.kind, self.c_fc(y, expert, ends))  # (M, F)
         y = self.c_proj(y, expert, ends)  # (M, C)
@@ -131,13 +131,17 @@ def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     In bf16 on CUDA, one kernel computes all groups (`F.grouped_mm`), if the widths permit. Otherwise each group is one
     product. torch.compile does not see into this loop, which on CUDA waits for the sizes of the groups.
     """
-    if autocast_enabled(x.device):
-        x = x.to(torch.get_autocast_dtype(x.device.type))
+    x = _autocast(x)
     weight = weight.to(x.dtype)
     aligned = x.size(-1) % 8 == 0 and weight.size(-2) % 8 == 0  # rows of 16 bytes
     if x.device.type == "cuda" and x.dtype == torch.bfloat16 and aligned and hasattr(F, "grouped_mm"):
         return F.grouped_mm(x, weight.transpose(-2, -1), offs=ends.to(torch.int32))
     return _grouped_linear(x.contiguous(), weight.contiguous(), ends)
+
+
+def _autocast(x: Tensor) -> Tensor:
+    """x in the precision in which autocast computes products, if it is on."""
+    return x.to(torch.get_autocast_dtype(x.device.type)) if autocast_enabled(x.device) else x
 
 
 @torch.library.custom_op("gpt2::grouped_linear", mutates_args=())

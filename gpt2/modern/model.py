@@ -82,10 +82,7 @@ def make_norm(config: ModernConfig) -> nn.Module:
 
 
 def rms_norm(x: Tensor) -> Tensor:
-    """x (…, C) scaled so that the mean of its squares over C is 1.
-
-    As in modded-nanogpt, PyTorch chooses what it adds to the mean: 1.2e-7. Its older versions added 7.8e-3 to bf16.
-    """
+    """x (…, C) scaled to mean square 1 over C. PyTorch adds 1.2e-7 to it; older versions added 7.8e-3 to bf16."""
     return F.rms_norm(x, (x.size(-1),))
 
 
@@ -107,12 +104,13 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, table: tuple[Tensor, Tensor] | None = None, cache: KVCache | None = None) -> Tensor:
         """(B, T, C) → (B, T, C). `table` is the rotary table of these positions."""
         B, T, _ = x.shape
-        qkv = self.c_attn(x).view(B, T, -1, self.head_size).transpose(1, 2)  # (B, H + 2 K, T, D)
-        q, k, v = qkv.split(self.heads, dim=1)
+        qkv = self.c_attn(x).view(B, T, -1, self.head_size)  # (B, T, H + 2 K, D)
+        q, k, v = qkv.split(self.heads, dim=2)
         if self.qk_norm:
             q, k = rms_norm(q), rms_norm(k)
         if table is not None:
             q, k = rotate(q, table), rotate(k, table)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H or K, T, D)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
         y = attend(q, k, v, self.window, self.sinks, self.flex)  # (B, H, T, D)
@@ -227,7 +225,7 @@ class Modern(nn.Module):
         x, balance = self.hidden_and_balance(idx, cache)
         if targets is None:
             return self.logits(x)
-        loss = self.output_head(x, targets)
+        loss = self.loss(x, targets)
         if self.config.parts.experts:  # a term that is zero, but whose gradient is not
             loss = loss + self.config.parts.balance * (balance - balance.detach())
         return loss
@@ -265,6 +263,10 @@ class Modern(nn.Module):
     def logits(self, x: Tensor) -> Tensor:
         """Final residual stream (…, C) → logits (…, V), without the padding rows."""
         return self.output_head(x)
+
+    def loss(self, x: Tensor, targets: Tensor) -> Tensor:
+        """Final residual stream (B, T, C) and targets (B, T) → the mean loss in nats per token."""
+        return self.output_head(x, targets)
 
     def output_head(self, x: Tensor, targets: Tensor | None = None) -> Tensor:
         """`logits`; with targets (…), their mean cross-entropy instead."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import tyro
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt
 
 from gpt2.config.checks import resolve
 from gpt2.config.presets import PRESETS
@@ -17,9 +17,12 @@ from gpt2.planning.fits import fit, flags, least_change
 from gpt2.planning.flops import flops_per_token, parameters, published_parameters, recompute_flops_per_token, run_flops
 from gpt2.planning.gpus import HARDWARE, Hardware
 from gpt2.planning.memory import RECOMPUTE, SPARE_MEMORY, Setup, bytes_sent, check_recompute, memory
+from gpt2.planning.step import StepTime, step_time
 from gpt2.system.errors import UserError
 from gpt2.system.machine import GIB
 from gpt2.system.ranges import check_ranges
+
+GPUS_PER_MACHINE = 8
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,6 @@ class Options:
     """Tokens to train on [the preset's]."""
     batch_tokens: Annotated[int | None, Ge(1)] = None
     """Tokens per optimiser step [the preset's]."""
-    mfu: Annotated[float, Gt(0), Le(1)] = 0.4
-    """Fraction of the peak that is reached: 0.37 was published for build-nanogpt, 0.60 for llm.c, both 124M on A100."""
     price_per_gpu_hour: Annotated[float, Ge(0)] = 1.5
     """US$."""
     node_gb_per_s: Annotated[float, Gt(0)] = 200.0
@@ -56,7 +57,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run on known hardware. Recomputed FLOPs count as work in `options.mfu`."""
+    """A run on known hardware."""
 
     options: Options
     config: GPTConfig
@@ -85,11 +86,11 @@ class Plan:
         return (1 - SPARE_MEMORY) * self.hardware.memory_gib * GIB
 
     @property
-    def step_seconds(self) -> float:
-        """Seconds per optimiser step, with all communication hidden behind computation."""
-        flops = flops_per_token(self.config) + recompute_flops_per_token(self.config, self.setup.recompute)
-        peak = self.hardware.peak(self.setup.precision) or math.nan
-        return flops * self.batch_tokens / (self.setup.gpus * peak * self.options.mfu)
+    def step_time(self) -> StepTime:
+        """Seconds per optimiser step, by part."""
+        options = self.options
+        rate = options.node_gb_per_s if self.setup.gpus <= GPUS_PER_MACHINE else options.network_gb_per_s
+        return step_time(self.config, self.setup, self.hardware, self.batch_tokens, rate * 1e9)
 
     def vary(self, **changes: int | str) -> "Plan":
         """The same run with another setup and the largest micro-batch that fits, or 0 if not one sequence fits."""
@@ -199,8 +200,10 @@ def _summary(plan: Plan) -> list[str]:
     parts = [f"{name} {n / 1e6:.{1 if n > 1e6 else 2}f} M" for name, n in counts.items()]
     rows = f"{config.padded_vocab_size:,} rows in the token embedding for {config.vocab_size:,}"
     whole = memory(config, replace(setup, gpus=1))  # a checkpoint holds all weights and the optimiser's whole state
-    gpu_hours = plan.steps * plan.step_seconds / 3600 * setup.gpus
-    peak = (plan.hardware.peak(setup.precision) or math.nan) / 1e12
+    gpu_hours = plan.steps * plan.step_time.total / 3600 * setup.gpus
+    peak, seconds = plan.hardware.peak(setup.precision) or math.nan, plan.step_time.total
+    mfu = work * plan.batch_tokens / seconds / setup.gpus / peak
+    times = [f"{name} {_short(value * 1e3)}" for name, value in vars(plan.step_time).items()]
     return [
         f"{options.name} on {setup.gpus} × {options.hardware}: ZeRO {setup.stage}, recompute {setup.recompute}, "
         f"{setup.precision}, {'' if setup.compiled else 'not '}compiled",
@@ -209,8 +212,10 @@ def _summary(plan: Plan) -> list[str]:
         f"work        {work / 1e9:.3f} GFLOP per token × {plan.tokens:,} tokens = {work * plan.tokens:.2e} FLOPs",
         f"steps       {plan.steps:,} of {plan.batch_tokens:,} tokens = {setup.gpus} GPUs "
         f"× {setup.micro_steps} micro-steps × {setup.micro_batch} sequences × {config.block_size}",
-        f"time        {_short(gpu_hours / setup.gpus)} h: {_short(plan.step_seconds * 1e3)} ms per step, "
-        f"{plan.batch_tokens / plan.step_seconds:,.0f} tokens/s, at {options.mfu:.0%} of {peak:g} TFLOP/s per GPU",
+        f"time        {_short(gpu_hours / setup.gpus)} h predicted, at {plan.batch_tokens / seconds:,.0f} tokens/s, "
+        f"{mfu:.0%} of {peak / 1e12:g} TFLOP/s per GPU",
+        f"step        {_short(seconds * 1e3)} ms: {', '.join(times[:3])},",
+        f"            {', '.join(times[3:])}",
         f"cost        {_short(gpu_hours)} GPU-hours, {_short(gpu_hours * options.price_per_gpu_hour)} US$ "
         f"at {options.price_per_gpu_hour:g} per GPU-hour",
         f"disk        {_short(2 * plan.tokens / 1e9)} GB of tokens, "
@@ -242,7 +247,7 @@ def _levels(plan: Plan) -> list[str]:
         needed, other = memory(plan.config, replace(plan.setup, recompute=level)), plan.vary(recompute=level)
         cells = [f"{value / GIB:.2f}" for value in (needed.activations, needed.total)]
         work = 1 + recompute_flops_per_token(plan.config, level) / flops_per_token(plan.config)
-        hours = _short(plan.steps * other.step_seconds / 3600)
+        hours = _short(plan.steps * other.step_time.total / 3600)
         rows.append([level, *cells, str(other.setup.micro_batch or "none"), f"× {work:.2f}", hours])
     title = f"memory and time by what backward computes again, ZeRO {plan.setup.stage}"
     return [title, *_table(rows, plan.setup.recompute)]
@@ -257,7 +262,7 @@ def _sent(plan: Plan) -> list[str]:
     for stage in range(4):
         sent = bytes_sent(plan.config, replace(plan.setup, zero=stage)) / 1e9
         rows.append([str(stage), f"{sent:.2f}", *(f"{_short(sent / rate * 1e3)} ms" for rate in (node, network))])
-    title = f"sent per GPU and step; {_short(plan.step_seconds * 1e3)} ms of computation hide part of it"
+    title = "sent per GPU and step; the backward of a micro-step hides part of it"
     return [title, *_table(rows, str(plan.setup.stage))]
 
 

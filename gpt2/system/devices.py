@@ -20,6 +20,11 @@ def choose_device(wanted: str = "auto", world_size: int = 1) -> torch.device:
     mps = torch.backends.mps.is_available() and world_size == 1
     available = [name for name, found in (("cuda", torch.cuda.is_available()), ("mps", mps), ("cpu", True)) if found]
     if wanted == "auto":
+        if "cuda" not in available and torch.version.cuda and Path("/dev/nvidia0").exists():
+            raise UserError(
+                f"torch cannot use this machine's NVIDIA GPU: its driver may be older than CUDA {torch.version.cuda}; "
+                "update it, or give --system.device cpu"
+            )
         wanted = available[0]
     if wanted not in available:
         where = "on this machine" if world_size == 1 else f"to {world_size} processes on this machine"
@@ -45,8 +50,12 @@ def choose_precision(device: torch.device, wanted: str = "auto", weights: str = 
 
 
 def set_matmul_precision(precision: str) -> None:
-    """Let fp32 matrix products round their factors (to TF32 on CUDA), unless `precision` is fp32."""
-    torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
+    """Let fp32 products round their factors in tf32 runs; on a CPU, in 16-bit runs too.
+
+    On a GPU, the fp32 products of a bf16 run are those that must be exact, such as a router's.
+    """
+    rounded = precision == "tf32" or (precision != "fp32" and not torch.cuda.is_available())
+    torch.set_float32_matmul_precision("high" if rounded else "highest")
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

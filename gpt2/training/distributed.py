@@ -5,7 +5,6 @@ Every function works in one process and in many. Built in notebooks 07 and 09.
 
 import contextlib
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -36,7 +35,7 @@ def cast_in_use(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Linear | ExpertLinear):
             module.float()
-    _change_methods(model, ("forward", "hidden", "logits"), _without_autocast)
+    _change_methods(model, ("forward", "hidden", "logits", "loss"), _without_autocast)
 
 
 def recompute(model: nn.Module, what: str) -> None:
@@ -98,6 +97,8 @@ def wrap(model: nn.Module, processes: Processes, compiled: bool = False, zero: i
         if compiled:  # one block at a time: weights are gathered between them
             block.compile(dynamic=False)
         fully_shard(block, mesh=mesh, reshard_after_forward=zero == 3)
+    if compiled:
+        _change_methods(model, ("loss",), functools.partial(torch.compile, dynamic=False))
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
     return model
 
@@ -125,7 +126,9 @@ def clip_gradients(model: nn.Module, largest: float) -> Tensor:
 
     Returns the norm before clipping, the same in every process.
     """
-    norm = nn.utils.clip_grad_norm_(model.parameters(), largest or math.inf)
+    norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    if largest:
+        nn.utils.clip_grads_with_norm_(model.parameters(), largest, norm)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 

@@ -29,6 +29,7 @@ from gpt2.planning.fits import check_fits
 from gpt2.planning.flops import run_flops
 from gpt2.planning.gpus import peak_flops
 from gpt2.planning.memory import check_recompute
+from gpt2.system.devices import can_compile
 from gpt2.system.errors import UserError
 from gpt2.system.processes import Processes
 from gpt2.training.checkpoint import TrainingState
@@ -140,6 +141,9 @@ def open_log(
     micro_step = f"{execution.micro_batch} × {config.block_size:,} tokens"
     micro_steps = batch // (execution.micro_batch * config.block_size * processes.world_size)
     train, val = data.loader.sequences, data.val
+    compiled = "compiled" if execution.compiled else "not compiled"
+    if not execution.compiled and run.system.compile == "auto" and not can_compile():
+        compiled += ": there is no C++ compiler, or no Python.h"
     lines = {
         "command": shlex.join(["train_gpt2.py", *sys.argv[1:]]),
         **describe_machine(processes),
@@ -148,7 +152,7 @@ def open_log(
         f"{val.tokens:,}",
         "tokens": f"{batch * steps:,} = {steps:,} steps of {batch:,}; {flops:.2e} FLOPs",
         "accumulation": f"{micro_steps} micro-steps of {micro_step} in each process",
-        "execution": f"{execution.precision}, {'compiled' if execution.compiled else 'not compiled'}",
+        "execution": f"{execution.precision}, {compiled}",
         "optimizer": state.optimizer.describe(),
         "MFU": f"of {source}",
         "settings": json.dumps(settings),

@@ -1,0 +1,344 @@
+"""The code that torch.compile writes for a GPU, and what it costs, without that GPU.
+
+    python benchmarks/lowering.py gpt2-124m                                    an H200, the preset's layers
+    python benchmarks/lowering.py speedrun --card h100 --layers 2 --micro-batch 64 --kernels
+
+The model's forward, loss and backward are compiled on tensors that have shapes and no data (`fake_cuda.py`). The table
+counts the kernels, their launches, and the bytes that they read and write. It needs g++ and triton, and takes about
+a second per layer. Nothing runs: the predicted times are those of `gpt2 plan` on one GPU, which leave out what the host
+does, the clock's drop under load beyond the published runs, and the wait for data.
+"""
+
+from fake_cuda import install  # isort: skip: before torch
+
+import copy
+import importlib.util
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from annotated_types import Ge
+from torch import Tensor, nn
+
+from gpt2.config.checks import resolve
+from gpt2.config.presets import PRESETS
+from gpt2.config.run import Run
+from gpt2.formats.build import build, make_config
+from gpt2.planning.gpus import HARDWARE
+from gpt2.planning.memory import Setup
+from gpt2.planning.step import step_time
+from gpt2.system.devices import autocast, choose_precision
+from gpt2.system.errors import UserError, run_command
+from gpt2.system.ranges import check_ranges
+from gpt2.training.distributed import cast_in_use, recompute
+
+
+@dataclass(frozen=True)
+class Options:
+    """Compile a preset for a GPU that is not there, and count what its step would do."""
+
+    preset: Annotated[str, tyro.conf.Positional]
+    card: str = "h200"
+    """h200, h100, a100, rtx-3090 or rtx-4090."""
+    layers: Annotated[int | None, Ge(1)] = None
+    """Layers to compile [the preset's]."""
+    micro_batch: Annotated[int, Ge(1)] = 64
+    """Sequences at a time."""
+    kernels: bool = False
+    """Compile every kernel too, for its registers and shared memory, and list the ones that move the most bytes."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+    folder: Path | None = None
+    """Where to write the code of both graphs [nowhere]."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel that triton compiles, with the number of its launches in one forward and backward."""
+
+    name: str
+    launches: int
+    gigabytes: float  # per launch, read and written
+    source: str
+
+    def compile(self, folder: Path) -> "Resources":
+        """Compile it for the card, in the first of the block sizes that inductor would try."""
+        import triton
+        from triton.compiler import ASTSource
+
+        path = folder / f"{self.name}.py"
+        path.write_text(self.source)
+        specification: Any = importlib.util.spec_from_file_location(self.name, path)
+        module = importlib.util.module_from_spec(specification)
+        specification.loader.exec_module(module)
+        tuner = getattr(module, self.name)
+        chosen, meta = tuner.configs[0], tuner.triton_meta
+        constants = {**meta.get("constants", {}), **chosen.kwargs}
+        source = ASTSource(
+            fn=tuner.fn,
+            signature=meta["signature"],
+            constexprs={(tuner.fn.arg_names.index(name),): value for name, value in constants.items()},
+            attrs=meta["configs"][0],
+        )
+        options = {"num_warps": chosen.num_warps, "num_stages": chosen.num_stages}
+        target = triton.runtime.driver.active.get_current_target()
+        binary = triton.compile(source, target=target, options=options)
+        cubin = path.with_suffix(".cubin")
+        cubin.write_bytes(binary.asm["cubin"])
+        tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+        usage = subprocess.run([tool, "--dump-resource-usage", cubin], capture_output=True, text=True).stdout
+        registers = [int(number) for number in re.findall(r"REG:(\d+)", usage)]
+        return Resources(max(registers, default=0), binary.metadata.shared, "ld.global.b16" in binary.asm["ptx"])
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a compiled kernel takes, and whether it reads 2 bytes at a time."""
+
+    registers: int  # per thread
+    shared: int  # bytes per block
+    narrow_loads: bool
+
+
+@dataclass
+class Lowered:
+    """The forward and backward of one micro-batch, as compiled."""
+
+    kernels: list[Kernel] = field(default_factory=list)
+    library_calls: int = 0  # matrix products and attention: kernels of cuBLAS and cuDNN
+    saved_gigabytes: float = 0.0  # what forward keeps for backward, without weights
+    graphs: int = 0
+    graph_breaks: int = 0
+    seconds: float = 0.0
+    code: str = ""
+
+    @property
+    def launches(self) -> int:
+        """Launches of all kernels."""
+        return sum(kernel.launches for kernel in self.kernels) + self.library_calls
+
+    @property
+    def gigabytes(self) -> float:
+        """GB that the kernels of triton read and write."""
+        return sum(kernel.launches * kernel.gigabytes for kernel in self.kernels)
+
+
+def lower(run: Run, layers: int | None, micro_batch: int) -> Lowered:
+    """Compile the forward, loss and backward of a run's model on one GPU. `fake_cuda.install` comes first."""
+    from torch._dynamo.utils import counters
+    from torch._inductor import compile_fx, config
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    started, result = time.perf_counter(), Lowered()
+    model_config = make_config(run.model, run.parts)
+    model_config = replace(model_config, n_layer=layers or model_config.n_layer)
+    # bytes are written into the code; one process compiles; no cache knows of this device
+    settings = {"profile_bandwidth": True, "compile_threads": 1, "force_disable_caches": True}
+    cuda = torch.device("cuda")
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        result.graphs += 1
+        return compile_fx.compile_fx(graph, inputs, inner_compile=_recorder(result))
+
+    counters.clear()
+    with torch.device("meta"):
+        model: nn.Module = build(model_config)
+    model.to(torch.float32 if run.system.weights == "fp32" else torch.bfloat16)
+    if run.system.weights == "bf16-cast":
+        cast_in_use(model)
+    recompute(model, run.system.recompute)
+    with config.patch(settings), _fake_attention(), _patterns_on_cpu(), FakeTensorMode(allow_non_fake_inputs=True):
+        for module in model.modules():
+            for name, p in module.named_parameters(recurse=False):
+                setattr(module, name, nn.Parameter(torch.empty_like(p, device=cuda)))
+        tokens = torch.empty(micro_batch, model_config.block_size, dtype=torch.long, device=cuda)
+        with autocast(cuda, choose_precision(cuda, run.system.precision, run.system.weights)):
+            loss = torch.compile(model, dynamic=False, backend=backend)(tokens, tokens)
+        loss.backward()
+    result.graph_breaks = sum(counters["graph_break"].values())
+    result.seconds = time.perf_counter() - started
+    return result
+
+
+class _Written(Exception):
+    """The code of a graph is written; it is not to be loaded."""
+
+
+def _recorder(result: Lowered) -> Callable[..., Any]:
+    """An inner compiler that writes the code, records it, and hands the graph back to be run on shapes."""
+    from functorch.compile import make_boxed_func
+    from torch._inductor import compile_fx
+    from torch._inductor.graph import GraphLowering
+
+    def compile_inner(graph: Any, inputs: Any, **options: Any) -> Any:
+        code = ""
+
+        def stop(lowering: Any) -> None:
+            nonlocal code
+            code = lowering.codegen()[0].value
+            raise _Written
+
+        original = GraphLowering._compile_to_module
+        GraphLowering._compile_to_module = stop  # type: ignore[method-assign,assignment]
+        try:
+            compile_fx.compile_fx_inner(copy.deepcopy(graph), inputs, **options)
+        except Exception as error:
+            if not code:
+                raise
+            del error
+        finally:
+            GraphLowering._compile_to_module = original  # type: ignore[method-assign]
+        result.kernels += kernels_of(code)
+        result.library_calls += len(
+            re.findall(r"extern_kernels\.\w+\(|torch\.ops\.aten\._\w*attention\w*\.default\(", code)
+        )
+        result.code += code
+        if not options.get("is_backward"):
+            result.saved_gigabytes += _output_bytes(graph) / 1e9
+        return make_boxed_func(graph.forward)
+
+    return compile_inner
+
+
+def _output_bytes(graph: Any) -> int:
+    """Bytes of what a forward graph hands to its backward; weights and tokens, its inputs, do not count."""
+    outputs = next(node for node in graph.graph.nodes if node.op == "output").args[0]
+    values = {n: n.meta["val"] for n in outputs if hasattr(n, "meta") and n.op != "placeholder" and "val" in n.meta}
+    return sum(v.numel() * v.element_size() for v in values.values() if isinstance(v, Tensor))
+
+
+def kernels_of(code: str) -> list[Kernel]:
+    """The kernels in the code that inductor wrote."""
+    kernels = []
+    for name, source in re.findall(r"async_compile\.triton\('(\w+)', '''(.*?)'''", code, re.S):
+        moved = re.search(r"'kernel_num_gb': ([\d.e-]+)", source)
+        launches = len(re.findall(rf"\b{name}\.run\(", code))
+        kernels.append(Kernel(name, launches, float(moved[1]) if moved else 0.0, source))
+    return kernels
+
+
+class _patched:
+    """Replace attributes for the length of a `with`."""
+
+    def __init__(self, *changes: tuple[Any, str, Any]):
+        self.changes = changes
+
+    def __enter__(self) -> None:
+        self.before = [getattr(owner, name) for owner, name, _ in self.changes]
+        for owner, name, value in self.changes:
+            setattr(owner, name, value)
+
+    def __exit__(self, *error: object) -> None:
+        for (owner, name, _), value in zip(self.changes, self.before, strict=True):
+            setattr(owner, name, value)
+
+
+def _fake_attention() -> _patched:
+    """Name attention's kernel: PyTorch would ask the card which ones it has. On Hopper it is cuDNN's."""
+    functional = torch.nn.functional
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        if attn_mask is not None:
+            raise UserError("attention with a mask cannot be lowered; it runs with FlexAttention on a GPU")
+        if torch.cuda.get_device_capability() >= (9, 0):
+            return torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, is_causal)[0]
+        return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, is_causal)[0]
+
+    return _patched((functional, "scaled_dot_product_attention", attention))
+
+
+def _patterns_on_cpu() -> _patched:
+    """Inductor traces its patterns once on real tensors, which exist only on the CPU."""
+    from torch._inductor.fx_passes import joint_graph, post_grad
+
+    def on_cpu(lazy_init: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*inputs: Any, **options: Any) -> Any:
+            with _patched((torch.cuda, "is_available", lambda: False)):
+                inputs = tuple(torch.device("cpu") if isinstance(x, torch.device) else x for x in inputs)
+                return lazy_init(*inputs, **options)
+
+        return call
+
+    return _patched(*((module, "lazy_init", on_cpu(module.lazy_init)) for module in (joint_graph, post_grad)))
+
+
+def report(options: Options, run: Run, lowered: Lowered) -> dict[str, Any]:
+    """All figures, by name."""
+    config = make_config(run.model, run.parts)
+    config = replace(config, n_layer=options.layers or config.n_layer)
+    setup = Setup(
+        micro_batch=options.micro_batch,
+        recompute=run.system.recompute,
+        compiled=True,
+        weights=run.system.weights,
+        muon=run.optim.kind == "muon",
+    )
+    tokens = options.micro_batch * config.block_size
+    seconds = step_time(config, setup, HARDWARE[options.card], tokens)
+    figures: dict[str, Any] = {
+        "preset": options.preset,
+        "card": options.card,
+        "layers": config.n_layer,
+        "micro_batch": options.micro_batch,
+        "graphs": lowered.graphs,
+        "graph_breaks": lowered.graph_breaks,
+        "kernels": len(lowered.kernels),
+        "launches": lowered.launches,
+        "library_calls": lowered.library_calls,
+        "gigabytes": round(lowered.gigabytes, 2),
+        "saved_gigabytes": round(lowered.saved_gigabytes, 2),
+    }
+    if options.kernels:
+        with tempfile.TemporaryDirectory() as folder:
+            resources = {kernel.name: kernel.compile(Path(folder)) for kernel in lowered.kernels}
+        figures["registers"] = max(used.registers for used in resources.values())
+        figures["shared_bytes"] = max(used.shared for used in resources.values())
+        figures["narrow_loads"] = [name for name, used in resources.items() if used.narrow_loads]
+    figures["cosines"] = [kernel.name for kernel in lowered.kernels if re.search(r"\.(cos|sin)\(", kernel.source)]
+    figures["predicted_ms"] = {name: round(value * 1e3, 2) for name, value in vars(seconds).items()}
+    figures["predicted_tokens_per_second"] = round(tokens / seconds.total)
+    figures["compiled_in_s"] = round(lowered.seconds, 1)
+    return figures
+
+
+def main(options: Options) -> None:
+    """Lower the preset and print the figures. Raises UserError for an unknown preset or card."""
+    if options.preset not in PRESETS:
+        raise UserError(f"unknown preset {options.preset!r}; known: {', '.join(PRESETS)}")
+    check_ranges(options)
+    install(options.card)
+    logging.getLogger("torch._inductor").setLevel(logging.ERROR)  # it warns that code is written and not loaded
+    warnings.simplefilter("ignore")
+    run = resolve(PRESETS[options.preset][1])
+    lowered = lower(run, options.layers, options.micro_batch)
+    figures = report(options, run, lowered)
+    if options.folder is not None:
+        options.folder.mkdir(parents=True, exist_ok=True)
+        (options.folder / f"{options.preset}.py").write_text(lowered.code)
+    if options.json:
+        print(json.dumps(figures))
+        return
+    for name, value in figures.items():
+        print(f"{name.replace('_', ' '):28} {value}")
+    if options.kernels:
+        print("GB of one forward and backward, and launches, by kernel:")
+        for kernel in sorted(lowered.kernels, key=lambda k: -k.launches * k.gigabytes)[:12]:
+            print(f"{kernel.launches * kernel.gigabytes:8.2f} {kernel.launches:4d}  {kernel.name[:90]}")
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(tyro.cli(Options, description=__doc__)))
+    sys.stdout.flush()
+    os._exit(0)  # PyTorch would synchronise the device at exit
