@@ -110,8 +110,8 @@ def _orthogonalise_maps(gradients: dict[Matrix, Tensor]) -> None:
     for (rows, columns), parts in by_shape.items():
         stacks = [part.reshape(-1, rows, columns) for part in parts]
         updates = orthogonalise(torch.cat(stacks)) * max(1, rows / columns) ** 0.5
-        for part, update in zip(parts, updates.split([len(stack) for stack in stacks]), strict=True):
-            part.copy_(update.view(part.shape))
+        pieces = updates.split([len(stack) for stack in stacks])
+        torch._foreach_copy_(parts, [update.view(part.shape) for part, update in zip(parts, pieces, strict=True)])
 
 
 def _all_gather(

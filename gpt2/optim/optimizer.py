@@ -13,7 +13,7 @@ from torch.optim.adamw import adamw
 
 from gpt2.config.run import Optim
 from gpt2.modern.model import normalise_rows
-from gpt2.optim.muon import Matrix, assign_owners, muon_updates
+from gpt2.optim.muon import assign_owners, muon_updates
 from gpt2.system.errors import UserError
 
 Role = Literal["embedding", "head", "matrix", "vector"]
@@ -187,16 +187,17 @@ class AdamWAndMuon(torch.optim.Optimizer):
 
     def _muon(self, group: dict[str, Any], params: list[nn.Parameter], weights: list[Tensor]) -> None:
         matrices = [self.matrices[p] for p in params]
-        gradients: dict[Matrix, Tensor] = {}
-        for matrix, weight in zip(matrices, weights, strict=True):
-            if "momentum" in self.state[matrix.weight]:
-                gradient = _local(matrix.weight.grad).to(weight.dtype)
-                momentum = _local(self.state[matrix.weight]["momentum"])
-                momentum.lerp_(gradient, 1 - group["momentum"])
-                gradients[matrix] = gradient.lerp(momentum, group["momentum"])  # Nesterov: one step ahead
-        updates = muon_updates(matrices, gradients, self.rank, self.world_size)
-        for weight, update in zip(map(_local, weights), updates, strict=True):
-            weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
+        owned = [matrix for matrix in matrices if "momentum" in self.state[matrix.weight]]
+        momenta = [_local(self.state[matrix.weight]["momentum"]) for matrix in owned]
+        gradients = [_local(m.weight.grad).to(momentum.dtype) for m, momentum in zip(owned, momenta, strict=True)]
+        if owned:  # _foreach: a few kernels for all tensors
+            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+            gradients = list(torch._foreach_lerp(gradients, momenta, group["momentum"]))  # Nesterov: one step ahead
+        ahead = dict(zip(owned, gradients, strict=True))
+        updates = muon_updates(matrices, ahead, self.rank, self.world_size)
+        own_weights = [_local(weight) for weight in weights]
+        torch._foreach_mul_(own_weights, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(own_weights, updates, alpha=-group["lr"])
 
 
 def _local(tensor: Tensor | None) -> Tensor:
