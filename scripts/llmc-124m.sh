@@ -5,7 +5,7 @@
 #   tokens     9.9 B: 18,865 steps of 524,288
 #   FLOPs      8.45e18
 #   published  8 × A100 80GB: 300 ms a step, 1.6 hours, $22; val loss 3.29, HellaSwag 29.9 % (llm.c)
-#   estimate   8 × A100 80GB at 40 % of their peak: 449 ms a step, 2.4 hours, $33
+#   estimate   8 × A100 80GB: 315 ms per step, 1.6 hours, $23
 #   measured   not yet by this project
 #
 #   bash scripts/llmc-124m.sh               all GPUs of this machine; flags are train_gpt2.py's

@@ -5,7 +5,7 @@
 #   tokens     33.6 B: 32,000 steps of 1,048,576
 #   FLOPs      3.45e20
 #   published  8 × H100 80GB: 2.8 s a step, 24 to 25 hours, $672 (llm.c)
-#   estimate   8 × H100 80GB at 40 % of their peak: 3.4 s a step, 30 hours, $850
+#   estimate   8 × H100 80GB: 2.8 s per step, 25 hours, $704
 #   measured   not yet by this project
 #
 #   bash scripts/llmc-1558m.sh               all GPUs of this machine; flags are train_gpt2.py's

