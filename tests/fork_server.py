@@ -7,6 +7,7 @@ its exit status.
     python tests/fork_server.py SOCKET MODULE …      modules to import first; `gpt2` stands for all of its modules
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -21,12 +22,13 @@ from typing import Any
 
 
 def preload(name: str) -> None:
-    """Import a module; of the package gpt2, all modules."""
-    module = importlib.import_module(name)
-    if name == "gpt2":
-        for each in pkgutil.walk_packages(module.__path__, "gpt2."):
-            if not each.name.endswith("__main__"):
-                importlib.import_module(each.name)
+    """Import a module; of the package gpt2, all modules. What is not installed is left to the command that needs it."""
+    with contextlib.suppress(ModuleNotFoundError):
+        module = importlib.import_module(name)
+        if name == "gpt2":
+            for each in pkgutil.walk_packages(module.__path__, "gpt2."):
+                if not each.name.endswith("__main__"):
+                    preload(each.name)
 
 
 def serve(path: str) -> None:

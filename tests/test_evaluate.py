@@ -164,6 +164,31 @@ def test_no_more_logits_than_a_chunk_exist_at_a_time(sequences, model, monkeypat
     assert max(rows) == 7 and sum(rows) == 160
 
 
+def test_the_host_waits_for_the_device_once(sequences, model, monkeypatch):
+    """However many chunks and micro-batches there are, numbers are read from the device equally often."""
+    monkeypatch.setattr(validation, "CHUNK_LOGITS", 7 * 320)
+    reads: list[str] = []
+    for name in ("cpu", "item", "tolist", "numpy", "__int__", "__float__", "__bool__"):
+        original = getattr(torch.Tensor, name)
+
+        def counted(self, *args, name=name, original=original, **kwargs):
+            reads.append(name)
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    counts = []
+    for tokens in (T, 10 * T, 80 * T):
+        for evaluate in (
+            lambda text: measure(model, text, 4, ONE, "fp32"),
+            lambda text: validate(model, text, 4, ONE),
+        ):
+            reads.clear()
+            evaluate(held_out(tokens, sequences))
+            counts.append(tuple(reads))
+    assert len(set(counts[::2])) == len(set(counts[1::2])) == 1
+    assert all(reads.count("cpu") == 1 for reads in counts)
+
+
 def test_perplexities_are_the_exponentials():
     found = Measured(math.log(50), 2.0, 0.1, 0.2, 10, 20)
     assert (found.perplexity, found.perplexity_per_byte) == (pytest.approx(50), 4)

@@ -16,10 +16,12 @@ from torch.nn import functional as F
 
 from gpt2 import __main__ as gpt2_command
 from gpt2.data.tokenizer import get_encoding
+from gpt2.evaluation import validation
 from gpt2.evaluation.hellaswag import (
     Item,
     Options,
     Result,
+    _score_rows,
     _select,
     group_endings,
     load_items,
@@ -28,6 +30,7 @@ from gpt2.evaluation.hellaswag import (
     score_batch,
     score_items,
 )
+from gpt2.evaluation.validation import _group_by_length
 from gpt2.formats.huggingface import save_pretrained
 from gpt2.model import GPT, GPTConfig
 from gpt2.system.errors import UserError
@@ -128,6 +131,42 @@ def test_a_selection_of_a_cache_continues_its_contexts(model):
             cached = model(endings, cache=_select(model, cache, rows, 11))
             uncached = model(torch.cat([context[rows], endings], dim=1))[:, 7:]
             torch.testing.assert_close(cached, uncached, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("positions", [1, 200, 10**6])
+def test_on_cuda_every_ending_is_scored_as_transformers_scores_it_alone(model, items, plain, monkeypatch, positions):
+    monkeypatch.setattr(validation, "GROUP_POSITIONS", positions)
+    batches = prepare(items, VOCAB, BLOCK)
+    with torch.no_grad():
+        scores = list(_score_rows(model, batches))
+    order = torch.cat([batch.index for batch in batches])
+    for ours, theirs in zip(zip(*scores, strict=True), plain, strict=True):
+        torch.testing.assert_close(torch.cat(ours), theirs[order], atol=1e-4, rtol=1e-4)
+
+
+def test_on_cuda_the_result_is_that_on_a_cpu(model, items, monkeypatch):
+    """The model stays on the CPU. Only the name of the device is the other one."""
+    batches = prepare(items, VOCAB, BLOCK, batch_tokens=200)
+    expected = score_items(model, batches, ONE, "fp32")
+    monkeypatch.setattr("gpt2.evaluation.hellaswag.score_batch", None)  # a call would fail
+    results = [score_items(model, batches, Share(rank, rank, 3, torch.device("cuda")), "fp32") for rank in range(3)]
+    assert [sum(counts) for counts in zip(*map(astuple, results), strict=True)] == list(astuple(expected))
+    assert score_items(model, batches[:1], Share(1, 1, 2, torch.device("cuda")), "fp32") == Result(0, 0, 0)
+
+
+def test_on_cuda_the_shapes_are_few_and_the_padding_is_little():
+    """cuDNN attention plans every new shape for about 0.4 s. Lengths as in HellaSwag's 40,168 endings."""
+    draw = random.Random(0)
+    lengths = [max(8, int(draw.gauss(105, 20) if draw.random() < 0.68 else draw.gauss(50, 15))) for _ in range(40_168)]
+    groups = _group_by_length(lengths, 1024)
+    assert sorted(itertools.chain(*(numbers for _, numbers in groups))) == list(range(len(lengths)))
+    assert all(lengths[number] <= length < lengths[number] + 32 for length, numbers in groups for number in numbers)
+    assert all(length * len(numbers) <= 32_768 for length, numbers in groups)
+    assert len({(length, len(numbers)) for length, numbers in groups}) < 20 and len(groups) < 160
+
+
+def test_padding_never_exceeds_the_block():
+    assert _group_by_length([5, 39, 40], 40) == [(40, [1, 2]), (32, [0])]
 
 
 def test_batches_hold_equally_long_contexts_and_little_padding(items):

@@ -6,7 +6,6 @@ import os
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt2 import kernels
 from gpt2.config.run import Optim
@@ -18,6 +17,8 @@ from gpt2.model import GPT, GPTConfig
 from gpt2.optim.optimizer import parameter_groups
 from gpt2.system.errors import UserError
 
+transformers = pytest.importorskip("transformers")
+GPT2Config, GPT2LMHeadModel = transformers.GPT2Config, transformers.GPT2LMHeadModel
 SMALL = GPTConfig(block_size=32, vocab_size=301, n_layer=3, n_head=4, n_embd=64)
 
 

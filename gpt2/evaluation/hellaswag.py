@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from gpt2.config.run import Precision
 from gpt2.data.tokenizer import get_encoding
-from gpt2.evaluation.validation import evaluating, token_losses
+from gpt2.evaluation.validation import ending_losses, evaluating, token_losses
 from gpt2.formats.load import from_pretrained
 from gpt2.model import GPT, KVCache
 from gpt2.modern.model import Modern
@@ -166,12 +166,8 @@ def prepare(items: Sequence[Item], vocab_size: int, block_size: int, batch_token
 
 
 def _join(batches: list[Batch]) -> Batch:
-    return Batch(
-        index=torch.cat([batch.index for batch in batches]),
-        contexts=torch.cat([batch.contexts for batch in batches]),
-        labels=torch.cat([batch.labels for batch in batches]),
-        endings=[ending for batch in batches for ending in batch.endings],
-    )
+    index, contexts, labels, endings = zip(*((b.index, b.contexts, b.labels, b.endings) for b in batches), strict=True)
+    return Batch(torch.cat(index), torch.cat(contexts), torch.cat(labels), list(itertools.chain(*endings)))
 
 
 def group_endings(endings: Sequence[Tensor]) -> list[list[int]]:
@@ -234,17 +230,28 @@ def _select(model: GPT | Modern, cache: KVCache, rows: Tensor, length: int) -> K
     return selection
 
 
+def _score_rows(model: GPT | Modern, batches: Sequence[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
+    """As `score_batch`, for each batch. For CUDA: without a cache, in few shapes."""
+    contexts = [context for batch in batches for context in batch.contexts.repeat_interleave(ENDINGS, dim=0)]
+    endings = [ending for batch in batches for ending in batch.endings]
+    sums = ending_losses(model, contexts, endings).view(-1, ENDINGS)
+    means = sums / torch.tensor([len(ending) for ending in endings]).view(-1, ENDINGS)
+    sizes = [len(batch.labels) for batch in batches]
+    return zip(sums.split(sizes), means.split(sizes), strict=True)
+
+
 def score_items(model: GPT | Modern, batches: Sequence[Batch], processes: Processes, precision: str) -> Result:
     """How many items the model gets right, over all processes; `prepare` makes the batches.
 
-    `model` is neither compiled nor wrapped; its mode and gradients stay as they are. The batches do not depend on the
-    number of processes, so the result does not either.
+    `model` is neither compiled nor wrapped; its mode and gradients stay as they are. The result does not depend on the
+    number of processes, apart from rounding on CUDA.
     """
     correct = correct_norm = total = 0
     largest_first = sorted(batches, key=lambda batch: -batch.positions)  # so that processes get about equal work
+    own, cuda = largest_first[processes.rank :: processes.world_size], processes.device.type == "cuda"
     with evaluating(model, processes.device, precision):
-        for batch in largest_first[processes.rank :: processes.world_size]:
-            sums, means = score_batch(model, batch)
+        scores = _score_rows(model, own) if cuda else (score_batch(model, batch) for batch in own)
+        for batch, (sums, means) in zip(own, scores, strict=True):
             correct += int((sums.argmin(dim=1) == batch.labels).sum())
             correct_norm += int((means.argmin(dim=1) == batch.labels).sum())
             total += len(batch.labels)
