@@ -142,7 +142,6 @@ NEEDS_NONE = {
     ),
     "the search for what fits a GPU's memory, which comes with the planner": (
         *("planning.memory.activation_bytes", "planning.memory.Memory", "training.execution.choose_micro_batch"),
-        *("planning.step.StepTime", "planning.step.step_time", "planning.step.bytes_per_channel"),
     ),
     "a group of settings, which `--help` explains field by field": (
         *("config.run.Eval", "config.run.Languini", "config.run.Log", "config.run.System"),
