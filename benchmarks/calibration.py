@@ -56,7 +56,7 @@ PUBLISHED = [
     hours("llm.c, 350M", "a100", 14, "llmc-350m"),
     hours("llm.c, 774M", "a100", 135, "llmc-774m"),
     hours("llm.c, 1558M", "h100", 24, "llmc-1558m"),
-    Published("Train GPT-2's log, not compiled", "a100", 8, D12, 524_288, 16, 1_063_000, compiled=False),
+    Published("build-nanogpt, not compiled", "a100", 8, D12, 524_288, 64, 1_063_000, compiled=False),
     Published(
         "modded-nanogpt, checkpoint 8",
         "h100",

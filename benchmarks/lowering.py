@@ -5,8 +5,7 @@
 
 The model's forward, loss and backward are compiled on tensors that have shapes and no data (`fake_cuda.py`). The table
 counts the kernels, their launches, and the bytes that they read and write. It needs g++ and triton, and takes about
-a second per layer. Nothing runs: the predicted times are those of `gpt2 plan` on one GPU, which leave out what the host
-does, the clock's drop under load beyond the published runs, and the wait for data.
+a second per layer. Nothing runs: the predicted times are those of `gpt2 plan` on one GPU, without what the host does.
 """
 
 from fake_cuda import install  # isort: skip: before torch

@@ -8,6 +8,7 @@ import torch
 from conftest import run_python
 from torch import nn
 
+from gpt2.model import GPT, GPTConfig
 from gpt2.system.devices import (
     autocast,
     can_compile,
@@ -108,6 +109,15 @@ def test_a_gpu_that_torch_cannot_use_is_not_silently_replaced_by_the_cpu(monkeyp
     with pytest.raises(UserError, match=r"older than CUDA 13\.0; update it, or give --system\.device cpu"):
         choose_device("auto")
     assert choose_device("cpu").type == "cpu"
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_zero_compiles_the_loss_too(monkeypatch, compiled):
+    for name in ("init_device_mesh", "fully_shard"):
+        monkeypatch.setattr(f"gpt2.training.distributed.{name}", lambda *inputs, **options: None)
+    model = GPT(GPTConfig(block_size=8, vocab_size=64, n_layer=1, n_head=1, n_embd=8))
+    wrap(model, Processes(0, 0, 2, torch.device("cpu")), compiled, zero=1)
+    assert hasattr(model.loss, "_torchdynamo_orig_callable") == compiled
 
 
 @pytest.mark.parametrize(

@@ -182,7 +182,7 @@ def _copied_bytes(config: GPTConfig, setup: Setup) -> int:
     """Copies of the matrices but the router's: in 16 bits if they are stored in 32, or with normalised rows."""
     a = VALUE_BYTES[setup.precision]
     sizes = {name: size for name, size in matrices(config).items() if "router" not in name}
-    if setup.weights == "bf16-cast":  # all but the token table
+    if setup.weights == "bf16-cast":  # all but the token embedding
         sizes.pop("transformer.wte.weight", None)
         return a * sum(sizes.values())
     copied = with_parts(config).parts.normalised_weights or a < WEIGHT_BYTES[setup.weights]

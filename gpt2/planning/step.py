@@ -1,8 +1,8 @@
 """How long a training step takes on a GPU: FLOPs and bytes, divided by the rates that its kind of card reaches.
 
-Bytes per layer are those of the compiled code, as `benchmarks/lowering.py` counts them. Rates are
-fitted to published runs, which `benchmarks/calibration.py` lists with the error of each prediction. What the host does
-is left out, so small models and small micro-batches take longer than predicted.
+Bytes per layer are those of the compiled code, as `benchmarks/lowering.py` counts them. Rates are fitted to published
+runs, which `benchmarks/calibration.py` lists with the error of each prediction. What the host does is left out, so
+small models and small micro-batches take longer than predicted.
 """
 
 import math
@@ -24,13 +24,12 @@ from gpt2.planning.memory import Setup, bytes_sent
 # a piece of a card's name → the fractions of its data sheet that matrix products, attention and memory traffic reach.
 # Hopper cannot keep its clock at full power, so its fraction of a higher peak is smaller
 FRACTIONS = {"H": (0.60, 0.40, 0.80), "B200": (0.60, 0.40, 0.80), "RTX": (0.52, 0.40, 0.80), "": (0.72, 0.50, 0.80)}
-EAGER = 3.5  # times the bytes of the compiled code: every operation reads and writes memory
+EAGER = 3.5  # times the bytes of the compiled code, fitted too: every operation reads and writes memory
 # bytes per channel, token and layer that the compiled kernels between products read and write, by the residual stream
 STREAM_BYTES = {4: 149, 2: 102}
 ROTARY_BYTES, EXPERT_BYTES = 21, 84  # more for rotary positions with QK-norm; for a mixture of experts
-LOGIT_PASSES = (
-    3.6  # times that forward and backward read or write all logits in 16 bits, with what else is outside layers
-)
+# times that forward and backward read or write all logits in 16 bits, with the rest of what is outside the layers
+LOGIT_PASSES = 3.6
 ADAMW_BYTES = 40  # per parameter: weight, gradient and both averages read, three written; the norm; the scaling
 NEWTON_SCHULZ = 5
 

@@ -94,7 +94,7 @@ def wrap(model: nn.Module, processes: Processes, compiled: bool = False, zero: i
         return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
     mesh = init_device_mesh(processes.device.type, (processes.world_size,))
     for block in _blocks(model):
-        if compiled:  # one block at a time: weights are gathered between them
+        if compiled:  # one block at a time, and the loss: weights are gathered between them
             block.compile(dynamic=False)
         fully_shard(block, mesh=mesh, reshard_after_forward=zero == 3)
     if compiled:
