@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -70,6 +71,7 @@ def _library(root: Path) -> Path:
 run_command(load)
 
 import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
 
 from gpt2.planning.gpus import HARDWARE  # noqa: E402
 
@@ -170,11 +172,11 @@ def _patch_torch_cuda(properties: SimpleNamespace) -> None:
     properties.library = library  # as long as this object lives
 
 
-def _empty(size: Any, dtype: Any = None, layout: Any = None, device: Any = None, **_: Any) -> torch.Tensor:
+def _empty(size: Any, dtype: Any = None, layout: Any = None, device: Any = None, **_: Any) -> Tensor:
     return torch.empty(size, dtype=dtype, device="cpu")
 
 
-def _empty_strided(size: Any, stride: Any, dtype: Any = None, layout: Any = None, **_: Any) -> torch.Tensor:
+def _empty_strided(size: Any, stride: Any, dtype: Any = None, layout: Any = None, **_: Any) -> Tensor:
     return torch.empty_strided(size, stride, dtype=dtype, device="cpu")
 
 
@@ -203,3 +205,48 @@ def _patch_triton(properties: SimpleNamespace) -> None:
     )
     triton.runtime.driver.set_active(driver)
     triton_helpers.set_driver_to_gpu = lambda: None  # the code of every kernel calls this
+
+
+class patched:
+    """Replace attributes for the length of a `with`."""
+
+    def __init__(self, *changes: tuple[Any, str, Any]):
+        self.changes = changes
+
+    def __enter__(self) -> None:
+        self.before = [getattr(owner, name) for owner, name, _ in self.changes]
+        for owner, name, value in self.changes:
+            setattr(owner, name, value)
+
+    def __exit__(self, *error: object) -> None:
+        for (owner, name, _), value in zip(self.changes, self.before, strict=True):
+            setattr(owner, name, value)
+
+
+def fake_attention() -> patched:
+    """Name attention's kernel: PyTorch would ask the card which ones it has. On Hopper it is cuDNN's."""
+    functional = torch.nn.functional
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        if attn_mask is not None:
+            raise UserError("attention with a mask cannot be lowered; it runs with FlexAttention on a GPU")
+        if torch.cuda.get_device_capability() >= (9, 0):
+            return torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, is_causal)[0]
+        return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, is_causal)[0]
+
+    return patched((functional, "scaled_dot_product_attention", attention))
+
+
+def patterns_on_cpu() -> patched:
+    """Inductor traces its patterns once on real tensors, which exist only on the CPU."""
+    from torch._inductor.fx_passes import joint_graph, post_grad
+
+    def on_cpu(lazy_init: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*inputs: Any, **options: Any) -> Any:
+            with patched((torch.cuda, "is_available", lambda: False)):
+                inputs = tuple(torch.device("cpu") if isinstance(x, torch.device) else x for x in inputs)
+                return lazy_init(*inputs, **options)
+
+        return call
+
+    return patched(*((module, "lazy_init", on_cpu(module.lazy_init)) for module in (joint_graph, post_grad)))

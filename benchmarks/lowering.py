@@ -4,11 +4,13 @@
     python benchmarks/lowering.py speedrun --card h100 --layers 2 --micro-batch 64 --kernels
 
 The model's forward, loss and backward are compiled on tensors that have shapes and no data (`fake_cuda.py`). The table
-counts the kernels, their launches, and the bytes that they read and write. It needs g++ and triton, and takes about
-a second per layer. Nothing runs: the predicted times are those of `gpt2 plan` on one GPU, without what the host does.
+counts the kernels, their launches, and the bytes that they read and write. It also counts the launches of the optimiser,
+and the graphs that are compiled again after the first step, by an evaluation, samples or a second step. The program
+needs g++ and triton, and takes about a second per layer. Nothing runs: the predicted times are those of `gpt2 plan` on
+one GPU, without what the host does.
 """
 
-from fake_cuda import install  # isort: skip: before torch
+from fake_cuda import fake_attention, install, patched, patterns_on_cpu  # isort: skip: before torch
 
 import copy
 import importlib.util
@@ -24,24 +26,37 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import torch
 import tyro
 from annotated_types import Ge
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
+from torch.nn.utils import clip_grad
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt2.config.checks import resolve
 from gpt2.config.presets import PRESETS
 from gpt2.config.run import Run
+from gpt2.evaluation.validation import ending_losses, evaluating
 from gpt2.formats.build import build, make_config
+from gpt2.generate import generate
+from gpt2.model import GPTConfig
+from gpt2.optim.optimizer import make_optimizer
 from gpt2.planning.gpus import HARDWARE
 from gpt2.planning.memory import Setup
 from gpt2.planning.step import step_time
 from gpt2.system.devices import autocast, choose_precision
 from gpt2.system.errors import UserError, run_command
+from gpt2.system.processes import Processes
 from gpt2.system.ranges import check_ranges
-from gpt2.training.distributed import cast_in_use, recompute
+from gpt2.training.distributed import cast_in_use, clip_gradients, recompute
+from gpt2.training.evaluation import Evaluation
+from gpt2.training.execution import Execution
+
+CUDA = torch.device("cuda")
 
 
 @dataclass(frozen=True)
@@ -120,7 +135,9 @@ class Lowered:
     saved_gigabytes: float = 0.0  # what forward keeps for backward, without weights
     graphs: int = 0
     graph_breaks: int = 0
-    seconds: float = 0.0
+    recompilations: int = 0  # graphs compiled after the first step, by an evaluation, samples or a second step
+    optimizer_launches: int = 0  # per step, clipping included
+    seconds: float = 0.0  # until the first step is compiled
     code: str = ""
 
     @property
@@ -136,7 +153,6 @@ class Lowered:
 
 def lower(run: Run, layers: int | None, micro_batch: int) -> Lowered:
     """Compile the forward, loss and backward of a run's model on one GPU. `fake_cuda.install` comes first."""
-    from torch._dynamo.utils import counters
     from torch._inductor import compile_fx, config
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -145,30 +161,115 @@ def lower(run: Run, layers: int | None, micro_batch: int) -> Lowered:
     model_config = replace(model_config, n_layer=layers or model_config.n_layer)
     # bytes are written into the code; one process compiles; no cache knows of this device
     settings = {"profile_bandwidth": True, "compile_threads": 1, "force_disable_caches": True}
-    cuda = torch.device("cuda")
 
     def backend(graph: Any, inputs: Any) -> Any:
-        result.graphs += 1
-        return compile_fx.compile_fx(graph, inputs, inner_compile=_recorder(result))
+        inner_compile = _run_on_shapes if result.graphs else _recorder(result)
+        return compile_fx.compile_fx(graph, inputs, inner_compile=inner_compile)
 
     counters.clear()
+    model = _make_model(run, model_config)
+    with config.patch(settings), fake_attention(), patterns_on_cpu(), FakeTensorMode(allow_non_fake_inputs=True):
+        for module in model.modules():
+            for name, p in module.named_parameters(recurse=False):
+                setattr(module, name, nn.Parameter(torch.empty_like(p, device=CUDA)))
+        training = FakeTraining(run, model, torch.compile(model, dynamic=False, backend=backend), micro_batch)
+        training.forward_backward()
+        result.graphs, result.graph_breaks = _graphs(), sum(counters["graph_break"].values())
+        result.seconds = time.perf_counter() - started
+        result.optimizer_launches = training.update()
+        training.evaluate()
+        training.forward_backward()
+        result.recompilations = _graphs() - result.graphs
+    return result
+
+
+def _graphs() -> int:
+    """Graphs that torch.compile has captured since the counters were cleared."""
+    return counters["stats"]["unique_graphs"]
+
+
+def _make_model(run: Run, config: GPTConfig) -> nn.Module:
+    """The model of a run before it is wrapped, without memory for its weights."""
     with torch.device("meta"):
-        model: nn.Module = build(model_config)
+        model: nn.Module = build(config)
     model.to(torch.float32 if run.system.weights == "fp32" else torch.bfloat16)
     if run.system.weights == "bf16-cast":
         cast_in_use(model)
     recompute(model, run.system.recompute)
-    with config.patch(settings), _fake_attention(), _patterns_on_cpu(), FakeTensorMode(allow_non_fake_inputs=True):
-        for module in model.modules():
-            for name, p in module.named_parameters(recurse=False):
-                setattr(module, name, nn.Parameter(torch.empty_like(p, device=cuda)))
-        tokens = torch.empty(micro_batch, model_config.block_size, dtype=torch.long, device=cuda)
-        with autocast(cuda, choose_precision(cuda, run.system.precision, run.system.weights)):
-            loss = torch.compile(model, dynamic=False, backend=backend)(tokens, tokens)
+    return model
+
+
+class FakeTraining:
+    """The parts of a training run, on one GPU, whose tensors have no data."""
+
+    def __init__(self, run: Run, model: Any, trained: nn.Module, micro_batch: int):
+        self.run, self.model = run, model
+        self.tokens = torch.empty(micro_batch, model.config.block_size, dtype=torch.long, device=CUDA)
+        weights, normalised = run.system.weights, run.parts.normalised_weights
+        self.optimizer = make_optimizer(model, run.optim, weights=weights, normalised_weights=normalised)
+        self.precision = choose_precision(CUDA, run.system.precision, weights)
+        # what `Evaluation.loss` reads of an Evaluation
+        self.evaluation: Any = SimpleNamespace(
+            processes=Processes(0, 0, 1, CUDA),
+            execution=Execution(self.precision, True, micro_batch),
+            state=SimpleNamespace(model=model, trained=trained),
+        )
+
+    def forward_backward(self) -> None:
+        """One micro-step through the compiled model."""
+        self.optimizer.zero_grad(set_to_none=True)
+        with autocast(CUDA, self.precision):
+            loss = self.evaluation.state.trained(self.tokens, self.tokens)
         loss.backward()
-    result.graph_breaks = sum(counters["graph_break"].values())
-    result.seconds = time.perf_counter() - started
-    return result
+
+    def update(self) -> int:
+        """Clip the gradients and let the optimiser make its update, twice; return the launches of the second time.
+
+        The first update creates the optimiser's state.
+        """
+        # PyTorch calls its foreach functions for plain tensors only, and takes fake ones for a subclass
+        with patched((clip_grad, "_has_foreach_support", lambda tensors, device: True)):
+            for _ in range(2):
+                with LaunchCounter() as counter:
+                    clip_gradients(self.model, self.run.optim.clip)
+                    self.optimizer.step()
+        return counter.launches
+
+    def evaluate(self) -> None:
+        """What `Evaluation` does between two steps: validation loss, HellaSwag, samples."""
+        Evaluation.loss(self.evaluation, self.model, self.tokens, self.tokens)
+        ending = 4
+        lengths = sorted({min(length, self.model.config.block_size) for length in (32, 64, 96)})
+        contexts = [self.tokens[0, : length + 1 - ending] for length in lengths]
+        with evaluating(self.model, CUDA, self.precision), FixedMasks(ending):
+            ending_losses(self.model, contexts, [self.tokens[0, :ending]] * len(lengths))
+        for _ in generate(self.model, self.tokens[:4, :8], 3, top_k=50):
+            pass
+
+
+class LaunchCounter(TorchDispatchMode):
+    """Counts the operations that run on the GPU: neither views nor empty tensors. A call for many tensors is one."""
+
+    launches = 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        view = operation.is_view or "empty" in operation.name() or operation is torch.ops.aten._unsafe_view.default
+        self.launches += operation.namespace == "aten" and not view
+        return operation(*args, **(kwargs or {}))
+
+
+class FixedMasks(TorchDispatchMode):
+    """A mask without data does not tell how many elements it selects. Here every mask selects `selected`."""
+
+    def __init__(self, selected: int):
+        super().__init__()
+        self.selected = selected
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if operation is torch.ops.aten.index.Tensor and args[1][0].dtype == torch.bool:
+            x, (mask,) = args
+            return x.new_empty(self.selected, *x.shape[mask.dim() :])
+        return operation(*args, **(kwargs or {}))
 
 
 class _Written(Exception):
@@ -177,7 +278,6 @@ class _Written(Exception):
 
 def _recorder(result: Lowered) -> Callable[..., Any]:
     """An inner compiler that writes the code, records it, and hands the graph back to be run on shapes."""
-    from functorch.compile import make_boxed_func
     from torch._inductor import compile_fx
     from torch._inductor.graph import GraphLowering
 
@@ -206,9 +306,16 @@ def _recorder(result: Lowered) -> Callable[..., Any]:
         result.code += code
         if not options.get("is_backward"):
             result.saved_gigabytes += _output_bytes(graph) / 1e9
-        return make_boxed_func(graph.forward)
+        return _run_on_shapes(graph, inputs)
 
     return compile_inner
+
+
+def _run_on_shapes(graph: Any, inputs: Any, **options: Any) -> Any:
+    """An inner compiler that compiles nothing: the graph's operations run one by one."""
+    from functorch.compile import make_boxed_func
+
+    return make_boxed_func(graph.forward)
 
 
 def _output_bytes(graph: Any) -> int:
@@ -226,51 +333,6 @@ def kernels_of(code: str) -> list[Kernel]:
         launches = len(re.findall(rf"\b{name}\.run\(", code))
         kernels.append(Kernel(name, launches, float(moved[1]) if moved else 0.0, source))
     return kernels
-
-
-class _patched:
-    """Replace attributes for the length of a `with`."""
-
-    def __init__(self, *changes: tuple[Any, str, Any]):
-        self.changes = changes
-
-    def __enter__(self) -> None:
-        self.before = [getattr(owner, name) for owner, name, _ in self.changes]
-        for owner, name, value in self.changes:
-            setattr(owner, name, value)
-
-    def __exit__(self, *error: object) -> None:
-        for (owner, name, _), value in zip(self.changes, self.before, strict=True):
-            setattr(owner, name, value)
-
-
-def _fake_attention() -> _patched:
-    """Name attention's kernel: PyTorch would ask the card which ones it has. On Hopper it is cuDNN's."""
-    functional = torch.nn.functional
-
-    def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        if attn_mask is not None:
-            raise UserError("attention with a mask cannot be lowered; it runs with FlexAttention on a GPU")
-        if torch.cuda.get_device_capability() >= (9, 0):
-            return torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, is_causal)[0]
-        return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, is_causal)[0]
-
-    return _patched((functional, "scaled_dot_product_attention", attention))
-
-
-def _patterns_on_cpu() -> _patched:
-    """Inductor traces its patterns once on real tensors, which exist only on the CPU."""
-    from torch._inductor.fx_passes import joint_graph, post_grad
-
-    def on_cpu(lazy_init: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*inputs: Any, **options: Any) -> Any:
-            with _patched((torch.cuda, "is_available", lambda: False)):
-                inputs = tuple(torch.device("cpu") if isinstance(x, torch.device) else x for x in inputs)
-                return lazy_init(*inputs, **options)
-
-        return call
-
-    return _patched(*((module, "lazy_init", on_cpu(module.lazy_init)) for module in (joint_graph, post_grad)))
 
 
 def report(options: Options, run: Run, lowered: Lowered) -> dict[str, Any]:
@@ -293,9 +355,11 @@ def report(options: Options, run: Run, lowered: Lowered) -> dict[str, Any]:
         "micro_batch": options.micro_batch,
         "graphs": lowered.graphs,
         "graph_breaks": lowered.graph_breaks,
+        "recompilations": lowered.recompilations,
         "kernels": len(lowered.kernels),
         "launches": lowered.launches,
         "library_calls": lowered.library_calls,
+        "optimizer_launches": lowered.optimizer_launches,
         "gigabytes": round(lowered.gigabytes, 2),
         "saved_gigabytes": round(lowered.saved_gigabytes, 2),
     }

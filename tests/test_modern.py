@@ -18,7 +18,8 @@ from gpt2.formats.gpt_oss import from_mxfp4
 from gpt2.formats.huggingface import save_pretrained
 from gpt2.formats.load import from_pretrained
 from gpt2.model import GPT, GPTConfig
-from gpt2.modern.attention import attend, flex_attend
+from gpt2.modern import attention
+from gpt2.modern.attention import attend, block_mask, block_masks, flex_attend
 from gpt2.modern.experts import _grouped_linear, dispatch, grouped_linear
 from gpt2.modern.model import Modern, ModernConfig, make_norm, normalise_rows, rms_norm
 from gpt2.modern.parts import Parts
@@ -289,7 +290,19 @@ def test_flex_attention_computes_the_plain_formula(window: int | None, sinks: bo
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, heads, 48, 16, generator=generator) for heads in (4, 2, 2))
     sink = torch.randn(4, generator=generator) if sinks else None
-    assert_close(flex_attend(q, k, v, window, sink), attend(q, k, v, window, sink, flex=False), atol=1e-5, rtol=1e-5)
+    mask = block_mask(48, window, q.device)
+    assert_close(flex_attend(q, k, v, sink, mask), attend(q, k, v, window, sink), atol=1e-5, rtol=1e-5)
+
+
+def test_layers_share_the_mask_of_their_window(monkeypatch):
+    cpu = torch.device("cpu")
+    assert block_mask(64, 9, cpu) is block_mask(64, 9, cpu) is not block_mask(64, 8, cpu)
+    assert not block_masks({None, 9}, True, 1024, 1024, cpu)  # the plain formula
+    for windows, sinks, expected in (({None, 9, 600}, False, {9}), ({None, 9}, True, {None, 9})):
+        monkeypatch.setattr(attention, "block_mask", lambda *_: "mask")  # there is no GPU to make it on
+        assert set(block_masks(windows, sinks, 512, 512, torch.device("cuda"))) == expected
+    for T, S in ((256, 256), (512, 600)):  # short; after cached positions
+        assert not block_masks({9}, True, T, S, torch.device("cuda"))
 
 
 @pytest.mark.gpu
@@ -299,8 +312,8 @@ def test_flex_attention_on_a_gpu_has_the_gradients_of_the_plain_formula(window: 
     sinks = torch.randn(8, device="cuda", requires_grad=True)
     weight = torch.randn(2, 8, 512, 64, device="cuda")
     results = []
-    for flex in (False, True):
-        y = attend(q, k, v, window, sinks, flex)
+    for mask in (None, block_mask(512, window, q.device)):
+        y = attend(q, k, v, window, sinks, mask)
         results.append((y, *torch.autograd.grad((y * weight).sum(), (q, k, v, sinks))))
     for plain, fused in zip(*results, strict=True):
         assert_close(fused, plain, atol=2e-3, rtol=2e-3)

@@ -5,11 +5,12 @@ Shapes in comments: as in `gpt2.model`, with H query heads, K heads of keys and 
 
 import functools
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import AuxRequest, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_block_mask, flex_attention
 
 from gpt2 import kernels
 from gpt2.modern.parts import Parts
@@ -69,19 +70,48 @@ def causal_mask(T: int, S: int, window: int | None, device: torch.device) -> Ten
     return is_visible(positions[S - T :, None], positions, window)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, window: int | None, sinks: Tensor | None, flex: bool) -> Tensor:
+def block_masks(
+    windows: Iterable[int | None], sinks: bool, T: int, S: int, device: torch.device
+) -> dict[int | None, BlockMask]:
+    """The masks of FlexAttention for the last T of S positions, one per window, which all layers share.
+
+    A window has none where another formula is used: on a CPU, for short sequences, after cached positions, and without
+    sinks for a window that holds all positions.
+    """
+    if device.type != "cuda" or T != S or T < FLEX_FROM:
+        return {}
+    return {w: block_mask(T, w, device) for w in windows if sinks or (w is not None and w < T)}
+
+
+def block_mask(T: int, window: int | None, device: torch.device) -> BlockMask:
+    """Which blocks of a (T, T) map hold visible positions. Kept for the next call, unless it is compiled."""
+    make = _block_mask.__wrapped__ if torch.compiler.is_compiling() else _block_mask
+    return make(T, window, device)
+
+
+@functools.lru_cache(maxsize=8)
+def _block_mask(T: int, window: int | None, device: torch.device) -> BlockMask:
+    def mask_function(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return is_visible(query, key, window)
+
+    return create_block_mask(mask_function, None, None, T, T, device=str(device))
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, window: int | None, sinks: Tensor | None = None, mask: BlockMask | None = None
+) -> Tensor:
     """Attention of the last T of S positions: q (B, H, T, D), k and v (B, K, S, D) → (B, H, T, D).
 
     Each position sees the `window` positions that end with its own (None: all). `sinks` (H,) are logits that take part
-    in the softmax and are dropped after it. `flex` permits FlexAttention, which skips the positions outside a window
-    and stores no (T, S) map. It is used on CUDA for windows and sinks of long sequences. All paths compute the same.
+    in the softmax and are dropped after it. With a block mask of the window, FlexAttention computes the same: it skips
+    the positions outside the window and stores no (T, S) map.
     """
     T, S = q.size(2), k.size(2)
     q, k = q.to(v.dtype), k.to(v.dtype)  # autocast may leave normalised queries and keys in fp32
     if window is not None and window >= S:
         window = None
-    if flex and q.device.type == "cuda" and T == S >= FLEX_FROM and (window or sinks is not None):
-        return flex_attend(q, k, v, window, sinks)
+    if mask is not None:
+        return flex_attend(q, k, v, sinks, mask)
     if T == 1 and window is not None:  # a single query sees everything in its window
         k, v, window = k[:, :, -window:], v[:, :, -window:], None
     if k.size(1) < q.size(1):
@@ -96,19 +126,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, window: int | None, sinks: Tensor | 
     return weights.to(v.dtype) @ v
 
 
-def flex_attend(q: Tensor, k: Tensor, v: Tensor, window: int | None, sinks: Tensor | None) -> Tensor:
+def flex_attend(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, mask: BlockMask) -> Tensor:
     """`attend` for T = S through FlexAttention (Dong et al., arXiv 2412.05496), compiled.
 
     A sink only adds to the sum under the softmax: the output without it is multiplied by sum / (sum + exp(sink)).
     """
-    T, device = q.size(2), q.device
-
-    def mask_function(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return is_visible(query, key, window)
-
-    mask = create_block_mask(mask_function, None, None, T, T, device=str(device))
     # inside a compiled model, FlexAttention is compiled with it
-    function = flex_attention if torch.compiler.is_compiling() or device.type == "cpu" else _compiled_flex_attention()
+    function = flex_attention if torch.compiler.is_compiling() or q.device.type == "cpu" else _compiled_flex_attention()
     # lse: the logarithm of that sum, (B, H, T)
     y, aux = function(q, k, v, block_mask=mask, enable_gqa=k.size(1) < q.size(1), return_aux=AuxRequest(lse=True))
     if sinks is not None:

@@ -11,13 +11,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask
 
 from gpt2.kernels import linear, linear_cross_entropy, no_autocast
 from gpt2.model import GPTConfig, KVCache, Linear
-from gpt2.modern.attention import attend, rotary_table, rotate
+from gpt2.modern.attention import attend, block_masks, rotary_table, rotate
 from gpt2.modern.experts import Experts, activate, is_gated, unit_rows
 from gpt2.modern.parts import Parts
 
+Table = tuple[Tensor, Tensor]  # cosine and sine of every rotary angle
 EPS = 1e-5  # of an RMSNorm with a weight, as in LLaMA and gpt-oss
 
 
@@ -92,7 +94,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModernConfig, layer: int):
         super().__init__()
         parts = config.parts
-        self.layer, self.window, self.flex = layer, config.window(layer), True
+        self.layer, self.window = layer, config.window(layer)
         self.heads, self.head_size = (config.n_head, config.kv_heads, config.kv_heads), config.head_size  # of q, k, v
         inside = config.n_head * config.head_size
         self.c_attn = make_linear(parts, config.n_embd, sum(self.heads) * config.head_size)
@@ -101,8 +103,10 @@ class Attention(nn.Module):
         self.qk_norm = parts.qk_norm
         self.unit_output = parts.residual == "magnitude"  # a mean of values has a smaller magnitude than a value
 
-    def forward(self, x: Tensor, table: tuple[Tensor, Tensor] | None = None, cache: KVCache | None = None) -> Tensor:
-        """(B, T, C) → (B, T, C). `table` is the rotary table of these positions."""
+    def forward(
+        self, x: Tensor, table: Table | None = None, mask: BlockMask | None = None, cache: KVCache | None = None
+    ) -> Tensor:
+        """(B, T, C) → (B, T, C). `table` is the rotary table of these positions, `mask` selects FlexAttention."""
         B, T, _ = x.shape
         qkv = self.c_attn(x).view(B, T, -1, self.head_size)  # (B, T, H + 2 K, D)
         q, k, v = qkv.split(self.heads, dim=2)
@@ -113,7 +117,7 @@ class Attention(nn.Module):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H or K, T, D)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        y = attend(q, k, v, self.window, self.sinks, self.flex)  # (B, H, T, D)
+        y = attend(q, k, v, self.window, self.sinks, mask)  # (B, H, T, D)
         y = y.transpose(1, 2).reshape(B, T, -1)
         return self.c_proj(rms_norm(y) if self.unit_output else y)
 
@@ -149,12 +153,12 @@ class Block(nn.Module):
         self.mix = parts.residual_mix if parts.residual == "magnitude" else None
 
     def forward(
-        self, x: Tensor, table: tuple[Tensor, Tensor] | None = None, cache: KVCache | None = None
+        self, x: Tensor, table: Table | None = None, mask: BlockMask | None = None, cache: KVCache | None = None
     ) -> tuple[Tensor, Tensor]:
         """(B, T, C) → (B, T, C), and the load-balancing loss."""
         if self.mix is not None:
             x = rms_norm(x)
-        x = self.add(x, self.attn(self.ln_1(x), table, cache))
+        x = self.add(x, self.attn(self.ln_1(x), table, mask, cache))
         y, balance = self.mlp(self.ln_2(x))
         return self.add(x, y), balance
 
@@ -183,7 +187,7 @@ class Modern(nn.Module):
 
     def __init__(self, config: ModernConfig):
         super().__init__()
-        self.config = config
+        self.config, self.flex = config, True  # whether FlexAttention may be used
         self.transformer = Transformer(config)
         self.lm_head = None if config.parts.tied else Linear(config.n_embd, config.padded_vocab_size, bias=False)
         self.gain = nn.Parameter(torch.zeros(1)) if config.parts.gain else None
@@ -252,9 +256,11 @@ class Modern(nn.Module):
         if parts.norm_embedding:
             x = rms_norm(x)
         table = rotary_table(parts, config.head_size, positions) if parts.position == "rotary" else None
+        windows = [config.window(layer) for layer in range(config.n_layer)]
+        masks = block_masks(set(windows), parts.sinks, end - start, end, idx.device) if self.flex else {}
         balance = x.new_zeros(())
-        for block in self.transformer.h:
-            x, layer_balance = block(x, table, cache)
+        for window, block in zip(windows, self.transformer.h, strict=True):
+            x, layer_balance = block(x, table, masks.get(window), cache)
             balance = balance + layer_balance / config.n_layer
         if cache is not None:
             cache.position = end
@@ -291,10 +297,3 @@ def normalise_rows(model: nn.Module) -> None:
         if p.dim() >= 2:
             mean_square = p.square().mean(-1, keepdim=True)
             p.mul_(mean_square.clamp(min=1e-12).rsqrt())  # padding rows of an embedding may be zero, and stay zero
-
-
-def disable_flex(model: nn.Module) -> None:
-    """Compute windows and sinks by the plain formula, for GPUs on which FlexAttention does not run."""
-    for module in model.modules():
-        if isinstance(module, Attention):
-            module.flex = False

@@ -23,7 +23,7 @@ from gpt2.formats.load import from_pretrained, is_pretrained, pretrained_config
 from gpt2.logs.trackers import open_trackers
 from gpt2.logs.writer import RunLog, Tracker
 from gpt2.model import GPT, GPTConfig
-from gpt2.modern.model import Modern, disable_flex
+from gpt2.modern.model import Modern
 from gpt2.modern.parts import Parts
 from gpt2.planning.fits import check_fits
 from gpt2.planning.flops import run_flops
@@ -122,8 +122,8 @@ def make_model(run: Run, config: GPTConfig, device: torch.device) -> GPT | Moder
     """The model with random or pretrained weights, the same in every process."""
     torch.manual_seed(run.system.seed)
     model = from_pretrained(run.model.init) if is_pretrained(run.model.init) else build(config)
-    if run.system.small_gpu:
-        disable_flex(model)
+    if run.system.small_gpu and hasattr(model, "flex"):
+        model.flex = False
     model.to(device, torch.float32 if run.system.weights == "fp32" else torch.bfloat16)
     if run.system.weights == "bf16-cast":
         cast_in_use(model)
