@@ -14,6 +14,7 @@ if __name__ == "__main__":  # --help and typing errors are answered before torch
     read_command_line(description=__doc__)
 
 import contextlib
+import gc
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,14 +30,14 @@ from gpt2.logs.writer import RunLog, StepMetrics
 from gpt2.optim.optimizer import make_optimizer
 from gpt2.optim.outliers import OutlierDetector
 from gpt2.optim.schedule import learning_rate
-from gpt2.system.devices import autocast, set_matmul_precision, synchronize
+from gpt2.system.devices import autocast, set_attention_kernel, set_matmul_precision
 from gpt2.system.errors import UserError, run_command
 from gpt2.system.processes import Processes, process_group
-from gpt2.training.checkpoint import Checkpoints, TrainingState
 from gpt2.training.distributed import accumulating, clip_gradients, full_model, recompute, wrap
 from gpt2.training.evaluation import Evaluation, is_due
 from gpt2.training.execution import Execution, choose_execution, explain_out_of_memory
 from gpt2.training.run_folder import export_model, fingerprint_of, open_run_folder
+from gpt2.training.saving import Checkpoints, TrainingState
 from gpt2.training.setup import RunData, choose_config, epochs_as_steps, make_model, open_data, open_log
 from gpt2.training.signals import interruptible
 from gpt2.training.telemetry import LayerNorms, gpu_state
@@ -70,6 +71,7 @@ def train(run: Run, processes: Processes) -> None:
         recompute(model, run.system.recompute)
         execution = choose_execution(run, model, processes)
         set_matmul_precision(execution.precision)
+        set_attention_kernel(processes.device, run.system.attention)
         data.loader.micro_batch = execution.micro_batch
         # parallelise: from here on this process may hold only its part of the weights
         trained = wrap(model, processes, execution.compiled, run.system.zero)
@@ -102,8 +104,10 @@ def loop(
     checkpoints = Checkpoints(Path(run.log.folder), processes, run.log.keep, run.log.keep_every)
     fingerprint = fingerprint_of(run, data.shards)
     stop = 0.0  # the fraction of the processes that were asked to stop
+    started = time.perf_counter()
     with interruptible() as interruption:
         while True:
+            paused = time.perf_counter()
             # evaluate, always on the same text; a run that is asked to stop leaves this to the one that resumes it
             if not state.evaluated and not stop:
                 evaluation(state.step, log)
@@ -115,28 +119,30 @@ def loop(
                 log.save_problem(state.step, problem)
             if done or stop:
                 break
+            started += time.perf_counter() - paused  # a step's time is without evaluations and checkpoints
             # forward and backward: the gradients of the mean loss over the whole batch
-            started = time.perf_counter()
             mean_loss = forward_backward(state, execution, run.system.zero)
             # clip
             norms = LayerNorms(state.model) if is_due(state.step, run.log.norms_every) else None
             total_norm = clip_gradients(state.trained, run.optim.clip)
-            # agree between processes: on the loss, the norm, and whether one of them was asked to stop
+            # agree between processes: on the loss, the norm, and whether one of them was asked to stop; waits for them
             loss, norm, stop = processes.mean(mean_loss, total_norm, interruption.name is not None)
+            seconds, started = time.perf_counter() - started, time.perf_counter()  # with the update of the step before
             # step, unless the loss or the norm is an outlier
             lr = learning_rate(state.step, run.optim.lr, run.schedule)
             outlier = state.outliers.check(loss, norm)
             update(state, lr, skip=outlier is not None)
-            synchronize(processes.device)
-            # log
-            seconds, tokens, epoch = time.perf_counter() - started, run.data.batch_tokens, state.loader.epoch
-            log.step(state.step, StepMetrics(loss, lr, norm, seconds, tokens, epoch))
+            # log, while a GPU still updates
+            log.step(state.step, StepMetrics(loss, lr, norm, seconds, run.data.batch_tokens, state.loader.epoch))
             log.norms(state.step, norms.after_step() if norms else {})
             log.gpu(state.step, gpu_state(processes.device) if is_due(state.step, run.log.gpu_every) else {})
             log.skipped(state.step, outlier)
             log.save_problem(state.step, checkpoints.finish(block=False))
             give_up_on_outliers(run, state, checkpoints, outlier)
             state.step, state.evaluated = state.step + 1, False
+            if state.step == resume.step + 1:  # what exists by now lives to the end: never search it for garbage again
+                gc.collect()
+                gc.freeze()
         finish(run, state, log, checkpoints, (interruption.name or "another process") if stop else None)
 
 
@@ -182,6 +188,8 @@ def give_up_on_outliers(run: Run, state: TrainingState, checkpoints: Checkpoints
             f"continue from the last good checkpoint with --resume {good} --allow-changes, a smaller --optim.lr, and "
             "another --log.folder"
         )
+    if state.loader.device.type == "cuda" and run.system.attention == "auto":
+        advice += "; if a smaller one does not help, try --system.attention flash"
     raise UserError(f"{state.outliers.in_a_row} steps in a row were skipped, the last because {reason}; {advice}")
 
 

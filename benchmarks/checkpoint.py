@@ -23,7 +23,7 @@ from gpt2.optim.outliers import OutlierDetector
 from gpt2.system.devices import synchronize
 from gpt2.system.machine import processor_name
 from gpt2.system.processes import Processes, process_group
-from gpt2.training.checkpoint import Checkpoints, TrainingState
+from gpt2.training.saving import Checkpoints, TrainingState
 
 
 @dataclass(frozen=True)

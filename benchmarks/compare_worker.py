@@ -32,7 +32,7 @@ from gpt2.optim.outliers import OutlierDetector
 from gpt2.optim.schedule import learning_rate
 from gpt2.system.machine import available_cores
 from gpt2.system.processes import process_group
-from gpt2.training.checkpoint import TrainingState
+from gpt2.training.saving import TrainingState
 
 CPU = torch.device("cpu")
 

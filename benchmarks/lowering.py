@@ -4,10 +4,10 @@
     python benchmarks/lowering.py speedrun --card h100 --layers 2 --micro-batch 64 --kernels
 
 The model's forward, loss and backward are compiled on tensors that have shapes and no data (`fake_cuda.py`). The table
-counts the kernels, their launches, and the bytes that they read and write. It also counts the launches of the optimiser,
-and the graphs that are compiled again after the first step, by an evaluation, samples or a second step. The program
-needs g++ and triton, and takes about a second per layer. Nothing runs: the predicted times are those of `gpt2 plan` on
-one GPU, without what the host does.
+counts the kernels, their launches, and the bytes that they read and write. It also counts the launches of the
+optimiser, and the graphs that are compiled again after the first step, by an evaluation, samples or a second step. The
+program needs g++ and triton, and takes about a second per layer. Nothing runs: the predicted times are those of
+`gpt2 plan` on one GPU, without what the host does.
 """
 
 from fake_cuda import fake_attention, install, patched, patterns_on_cpu  # isort: skip: before torch

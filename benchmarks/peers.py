@@ -28,9 +28,9 @@ from gpt2.model import GPT, GPTConfig
 from gpt2.optim.optimizer import make_optimizer
 from gpt2.optim.outliers import OutlierDetector
 from gpt2.system.devices import autocast, synchronize
-from gpt2.training.checkpoint import TrainingState
 from gpt2.training.distributed import clip_gradients
 from gpt2.training.execution import Execution
+from gpt2.training.saving import TrainingState
 from train_gpt2 import forward_backward, update
 
 LR, BETAS, EPS, WEIGHT_DECAY, CLIP = 1e-3, (0.9, 0.95), 1e-8, 0.1, 1.0

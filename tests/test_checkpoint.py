@@ -10,7 +10,7 @@ SCRIPT = """
 import contextlib, sys
 from pathlib import Path
 import torch
-from gpt2.training.checkpoint import Checkpoints, TrainingState
+from gpt2.training.saving import Checkpoints, TrainingState
 from gpt2.formats.checkpoint import newest_intact
 from gpt2.system.processes import process_group
 from gpt2.training.distributed import cast_in_use, wrap
@@ -178,8 +178,8 @@ state = training(processes)
 step(state)
 checkpoints = Checkpoints(folder, processes, 1, 0)
 save(checkpoints, state, 1); checkpoints.finish()
-import gpt2.training.checkpoint
-gpt2.training.checkpoint.complete_checkpoint = lambda *job: os.kill(os.getpid(), signal.SIGKILL)
+import gpt2.training.saving
+gpt2.training.saving.complete_checkpoint = lambda *job: os.kill(os.getpid(), signal.SIGKILL)
 save(checkpoints, state, 2)
 checkpoints.finish()
 """

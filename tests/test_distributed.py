@@ -197,12 +197,28 @@ def test_what_every_process_meets_is_said_once(monkeypatch, capsys, everywhere, 
     assert stopped.value.code == 2 and capsys.readouterr().err.count("error: a mistake") == said
 
 
-def test_the_largest_micro_batch_that_fits_is_chosen(monkeypatch):
-    monkeypatch.setattr("gpt2.training.execution.free_memory", lambda: 1000.0)
-    assert choose_micro_batch(lambda size: None, 24, 100, ONE) == 4  # 5 would fit, 4 divides
-    assert choose_micro_batch(lambda size: None, 24, 1, ONE) == 8
+def test_the_largest_micro_batch_that_fits_is_chosen():
+    assert choose_micro_batch(lambda size: None, 24, 5, ONE) == 4  # 5 would fit, 4 divides
+    assert choose_micro_batch(lambda size: None, 24, 1000, ONE) == 8
     with pytest.raises(UserError, match="not even one sequence fits"):
-        choose_micro_batch(lambda size: None, 24, 501, ONE)
+        choose_micro_batch(lambda size: None, 24, 0, ONE)
+
+
+@pytest.mark.parametrize("planned", [0, 1, 4, 8, 16, 1000])
+def test_the_search_on_a_gpu_starts_from_the_plan(monkeypatch, planned):
+    tried = []
+
+    def fits(attempt, size, device):
+        tried.append(size)
+        return size <= 8
+
+    monkeypatch.setattr("gpt2.training.execution._fits", fits)
+    gpu = Processes(0, 0, 1, torch.device("cuda", 0))
+    assert choose_micro_batch(lambda size: None, 64, planned, gpu) == 8
+    assert planned not in (4, 8, 16) or len(tried) <= 3
+    monkeypatch.setattr("gpt2.training.execution._fits", lambda *_: False)
+    with pytest.raises(UserError, match="not even one sequence fits"):
+        choose_micro_batch(lambda size: None, 64, planned, gpu)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

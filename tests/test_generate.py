@@ -19,6 +19,7 @@ from gpt2.data.tokenizer import get_encoding, token_bytes
 from gpt2.evaluation.report import compressed_bits_per_byte
 from gpt2.formats import load
 from gpt2.formats.huggingface import save_pretrained
+from gpt2.formats.packed import FEW_ROWS, PackedWeight, pack
 from gpt2.generate import generate, sample_token
 from gpt2.model import GPT, GPTConfig
 from gpt2.system.errors import UserError
@@ -254,9 +255,47 @@ def test_the_model_of_the_package_needs_half_the_bits_of_gzip_for_a_novel_it_has
     with lzma.open(STORIES, "rt", encoding="utf-8") as file:
         chapters = [(c["chapter"], c["text"]) for c in map(json.loads, file) if "Baskervilles" in c["title"]]
     text = "\n\n".join(text for _, text in sorted(chapters)).encode()[:100_000].decode(errors="ignore")
-    encoding, model = get_encoding(4096), load.from_pretrained("novels")
+    encoding, model = get_encoding(4096), load.from_pretrained("novels").requires_grad_(False)
     rows = torch.tensor([encoding.eot_token, *encoding.encode_ordinary(text)]).unfold(0, 257, 256)
-    with torch.no_grad():
-        nats = sum(model(part[:, :-1], part[:, 1:]).item() * len(part) for part in rows.split(16)) / len(rows)
+    nats = mean_loss(model, rows)
     bits = nats / math.log(2) / token_bytes(encoding)[rows[:, 1:].numpy()].mean()
     assert bits < 1.46 and bits < 0.5 * compressed_bits_per_byte(text.encode())["gzip"]
+    few = rows[:24]  # what 16 and 8 bits cost, as `gpt2 generate --help` says
+    before = mean_loss(model, few)
+    assert mean_loss(model.bfloat16(), few) == pytest.approx(before, abs=2e-3)
+    pack(model)
+    assert mean_loss(model, few) == pytest.approx(before, abs=4e-3)
+
+
+def mean_loss(model: GPT, rows: Tensor) -> float:
+    return sum(model(part[:, :-1], part[:, 1:]).item() * len(part) for part in rows.split(8)) / len(rows)
+
+
+@pytest.mark.parametrize("rows", [1, FEW_ROWS, FEW_ROWS + 1])
+def test_a_packed_weight_is_off_by_half_a_step_and_multiplies_as_the_unpacked_one(rows):
+    torch.manual_seed(0)
+    weight, bias = torch.randn(96, 64).bfloat16(), torch.randn(96).bfloat16()
+    weight[5] = 0
+    packed = PackedWeight.pack(weight)
+    step = weight.float().abs().amax(1, keepdim=True) / 127
+    # bf16 rounds the scale, and the unpacked value, by up to 1/256 of it
+    assert ((packed.unpack() - weight).abs() <= 0.51 * step + weight.abs() / 100).all()
+    x = torch.randn(1, rows, 64).bfloat16()
+    torch.testing.assert_close(F.linear(x, packed, bias), F.linear(x, packed.unpack(), bias), atol=0.1, rtol=0.02)
+    idx = torch.tensor([[3, 5]])
+    assert torch.equal(F.embedding(idx, packed), F.embedding(idx, packed.unpack()))
+    assert (packed.shape, packed.dtype) == (weight.shape, torch.bfloat16)
+    assert packed.as_subclass(Tensor).dtype == torch.int8
+
+
+@pytest.mark.parametrize("kind", ["bf16", "int8"])
+def test_the_command_samples_with_weights_in_fewer_bits(model, tmp_path, capsys, kind):
+    save_pretrained(model, tmp_path)
+    words = ["generate", str(tmp_path), "--prompt", "a", "--tokens", "40", "--temperature", "0", "--weights", kind]
+    gpt2_command.main(words)
+    assert capsys.readouterr().out.startswith("a")
+    packed = model.bfloat16()
+    if kind == "int8":
+        pack(packed)
+    assert packed.new_cache(1).k[0].dtype == torch.bfloat16
+    assert written(packed, torch.tensor([[65]]), 40, temperature=0).shape == (1, 40)

@@ -124,7 +124,7 @@ NEEDS_NONE = {
         *("formats.build.build_from_tensors", "formats.build.trained_config", "formats.checkpoint.model_tensors"),
         *("logs.plot.positions", "logs.plot.short_names", "logs.writer.short_count", "optim.optimizer.fused_rows"),
         *("planning.flops.shapes", "planning.flops.with_parts", "planning.memory.is_fused"),
-        *("training.checkpoint.random_states", "training.evaluation.is_due", "training.telemetry.describe_machine"),
+        *("training.saving.random_states", "training.evaluation.is_due", "training.telemetry.describe_machine"),
         *("training.telemetry.layer_of", "training.run_folder.fingerprint_of", "formats.checkpoint.ResumePoint"),
     ),
     "what train_gpt2.py calls before its loop, and names beside the notebooks that build its pieces": (

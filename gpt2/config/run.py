@@ -158,7 +158,8 @@ class System:
     precision: Precision = "auto"
     """auto: bf16 where the hardware has instructions for it, else fp16 on CUDA, else fp32."""
     weights: Literal["fp32", "bf16", "bf16-master", "bf16-cast"] = "fp32"
-    """Storage of weights and gradients. bf16-master: the optimiser keeps fp32 copies and updates those. bf16-cast:
+    """Storage of weights and gradients. bf16-master: the optimiser keeps fp32 copies and updates those; gradients are
+    summed in bf16, as in llm.c. bf16-cast:
     linear maps are fp32 and are cast in use, without autocast."""
     small_gpu: bool = False
     """For GPUs without bf16 or FlexAttention (RTX 2080): fp16 with loss scaling, fp32 weights, windows and sinks by the
@@ -167,6 +168,8 @@ class System:
     """torch.compile for training and validation. auto: if there is a compiler, and the run is long enough to gain."""
     zero: Literal[0, 1, 2, 3] = 0
     """ZeRO stage: 0 divides nothing (DDP), 1 the optimiser state over processes, 2 gradients too, 3 weights too."""
+    attention: Literal["auto", "cudnn", "flash", "efficient", "plain"] = "auto"
+    """The kernel of attention on a GPU. auto: PyTorch chooses. Try flash if cuDNN's gives a loss that is not finite."""
     recompute: Literal["none", "gelu", "mlp", "block"] = "none"
     """What is recomputed in backward instead of being kept: less memory, more time. gelu: the results of the activation
     functions."""

@@ -1,4 +1,4 @@
-"""The checkpoints of a run folder: named, found, checked and read. `gpt2/training/checkpoint.py` writes their tensors.
+"""The checkpoints of a run folder: named, found, checked and read. `gpt2/training/saving.py` writes their tensors.
 
     step_000250/process_000.safetensors …   one file per process: its part of the weights and of the optimiser's state
     step_000250/state.json                  the record: step, place in the data, settings, checksum of every file

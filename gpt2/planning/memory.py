@@ -7,20 +7,26 @@ percent of the measured bytes for GPT-2, and within a quarter for other parts. A
 execution; a compiled model kept up to 5 % more or less.
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
 
+from gpt2.config.run import Optim
+from gpt2.formats.build import build
 from gpt2.kernels import CHUNK_LOGITS
 from gpt2.model import GPTConfig
 from gpt2.modern.attention import FLEX_FROM
 from gpt2.modern.experts import is_gated
 from gpt2.modern.model import ModernConfig
+from gpt2.optim.optimizer import make_optimizer
 from gpt2.planning.flops import matrices, parameters, shapes, with_parts
 from gpt2.system.errors import UserError
 
 VALUE_BYTES = {"bf16": 2, "fp16": 2, "tf32": 4, "fp32": 4}  # of a factor in a matrix product
 WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "bf16-master": 2, "bf16-cast": 2}  # of an embedding, so of the residual stream
+# of a number of Muon's on its way, as `factor_dtype` chooses; in fp32 runs on a GPU with bf16 it is 2
+MUON_BYTES = {"bf16": 2, "fp16": 4, "tf32": 2, "fp32": 4}
 RECOMPUTE = ("none", "gelu", "mlp", "block")
 SPARE_MEMORY = 0.1  # of a GPU: left free for CUDA, NCCL and the gaps of the allocator
 # values that an activation function keeps, with its input and its result, in widths of the MLP
@@ -220,7 +226,31 @@ def bytes_sent(config: GPTConfig, setup: Setup) -> float:
     An all-gather or a reduce-scatter moves (n − 1)/n of the whole, an all-reduce twice as much. Stage 0: one
     all-reduce of gradients. 1: one reduce-scatter, one all-gather. 2: a reduce-scatter per micro-step, one all-gather.
     3: a reduce-scatter and two all-gathers per micro-step, one of them without the weights outside the layers.
+    Muon's updates are added; the norms of the gradients, 4 bytes per tensor, are left out.
     """
-    (P, _, outside), micro_steps = _sizes(config), setup.micro_steps
-    whole = (2 * P, 2 * P, P * (1 + micro_steps), (3 * P - outside) * micro_steps)[setup.stage]
-    return _bytes_per_weight(config, setup.weights) * whole * (setup.gpus - 1) / setup.gpus
+    n, stage, micro_steps = setup.gpus, setup.stage, setup.micro_steps
+    # FSDP2 divides the rows of every tensor, and pads all shares to the size of the largest
+    unit = n if stage else 1
+    sizes = {name: -(-s[0] // unit) * unit * s[1:].numel() for name, s in shapes(config).items()}
+    P = sum(sizes.values())
+    outside = sum(size for name, size in sizes.items() if not name.startswith("transformer.h."))
+    whole = (2 * P, 2 * P, P * (1 + micro_steps), (3 * P - outside) * micro_steps)[stage]
+    sent = _bytes_per_weight(config, setup.weights) * whole * (n - 1) / n
+    return sent + (MUON_BYTES[setup.precision] * _muon_numbers(config, n, stage > 0) if setup.muon else 0)
+
+
+@functools.cache
+def _muon_numbers(config: GPTConfig, gpus: int, sharded: bool) -> int:
+    """Numbers of Muon's gradients and updates that the busiest process sends per optimiser step; see `muon_updates`.
+
+    Whole matrices: one all-gather, to which every process contributes as many numbers as the owner of most. Sharded:
+    every process sends its shards to their owners, and every owner sends the others their shards of the update.
+    """
+    with torch.device("meta"):
+        matrices = make_optimizer(build(config), Optim(kind="muon"), world_size=gpus).matrices.values()
+    owned, sent = [0] * gpus, [0] * gpus
+    for matrix in matrices:
+        owned[matrix.owner] += matrix.weight.numel()
+        for rank, shard in enumerate(matrix.shard_sizes(gpus)):
+            sent[rank] += matrix.weight.numel() - shard if rank == matrix.owner else shard
+    return max(sent) if sharded else (gpus - 1) * max(owned)

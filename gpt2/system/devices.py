@@ -58,6 +58,15 @@ def set_matmul_precision(precision: str) -> None:
     torch.set_float32_matmul_precision("high" if rounded else "highest")
 
 
+def set_attention_kernel(device: torch.device, kernel: str) -> None:
+    """Let attention on a GPU use this kernel only, and the plain formula where it has no kernel. auto: all of them."""
+    if device.type == "cuda":
+        cuda = torch.backends.cuda
+        cuda.enable_cudnn_sdp(kernel in ("auto", "cudnn"))
+        cuda.enable_flash_sdp(kernel in ("auto", "flash"))
+        cuda.enable_mem_efficient_sdp(kernel in ("auto", "efficient"))
+
+
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Matrix products in `precision`; weights, sums and losses stay fp32. For fp32 and tf32 it changes nothing."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)

@@ -96,6 +96,7 @@ def process_group(wanted: str = "auto") -> Iterator[Processes]:
     try:
         yield Processes(rank, local_rank, world_size, device)
     finally:
+        gc.unfreeze()  # see train_gpt2.loop
         if world_size > 1:
             # A group ends its threads when nothing refers to it. One that lives on in the reference cycles of a wrapped
             # model may still be at work while Python shuts down, and abort a process that has succeeded.

@@ -17,9 +17,9 @@ from gpt2.model import GPT
 from gpt2.modern.model import Modern
 from gpt2.system.devices import autocast
 from gpt2.system.processes import Processes
-from gpt2.training.checkpoint import TrainingState
 from gpt2.training.distributed import accumulating, full_model
 from gpt2.training.execution import Execution
+from gpt2.training.saving import TrainingState
 
 
 class Evaluation:

@@ -15,9 +15,10 @@ from gpt2.data.loader import check_division
 from gpt2.formats.build import trained_config
 from gpt2.model import GPT
 from gpt2.modern.model import Modern
+from gpt2.planning.fits import fit, setup_of
 from gpt2.planning.flops import run_flops
-from gpt2.planning.memory import SPARE_MEMORY, activation_bytes
-from gpt2.system.devices import autocast, choose_compile, choose_precision
+from gpt2.planning.memory import SPARE_MEMORY, VALUE_BYTES, activation_bytes
+from gpt2.system.devices import autocast, choose_compile, choose_precision, free_device_memory
 from gpt2.system.errors import UserError
 from gpt2.system.machine import free_memory, processes_here
 from gpt2.system.processes import Processes
@@ -59,7 +60,8 @@ def choose_execution(run: Run, model: GPT | Modern, processes: Processes) -> Exe
         """Forward and backward, while as much memory is reserved as optimiser, buckets and logits will take."""
         others = 12 * model.num_params() // (processes.world_size if wanted.zero else 1)
         others += 4 * model.num_params() if run.log.norms_every else 0  # the weights before a step
-        others += 4 * size * config.block_size * config.padded_vocab_size if compiled else 0
+        # compiled, all logits exist at once, and their gradient takes their place
+        others += VALUE_BYTES[precision] * size * config.block_size * config.padded_vocab_size if compiled else 0
         reserved = torch.empty(others, dtype=torch.uint8, device=device)
         x = torch.zeros(size, config.block_size, dtype=torch.long, device=device)
         try:
@@ -71,26 +73,31 @@ def choose_execution(run: Run, model: GPT | Modern, processes: Processes) -> Exe
             del reserved
 
     sequences = run.data.batch_tokens // config.block_size // processes.world_size
-    sequence_bytes = activation_bytes(config, wanted.recompute)
-    return Execution(precision, compiled, choose_micro_batch(attempt, sequences, sequence_bytes, processes))
+    if device.type == "cuda":
+        planned = fit(config, setup_of(run, config, processes), sequences, free_device_memory(device)).micro_batch
+    else:  # half of the free memory, by an upper estimate
+        planned = int(free_memory() / 2 / processes_here() / activation_bytes(config, wanted.recompute))
+    return Execution(precision, compiled, choose_micro_batch(attempt, sequences, planned, processes))
 
 
-def choose_micro_batch(
-    attempt: Callable[[int], None], sequences: int, sequence_bytes: int, processes: Processes
-) -> int:
+def choose_micro_batch(attempt: Callable[[int], None], sequences: int, planned: int, processes: Processes) -> int:
     """The largest power of two that divides a process's `sequences` per step and with which `attempt(size)` fits.
 
-    On CUDA each size is tried, and must leave a tenth of the memory free. Elsewhere `sequence_bytes`, an estimate of
-    what one sequence takes, is compared with half of the free memory. All processes agree on the smallest answer.
-    Raises UserError where not even one sequence fits.
+    `planned` is the size that should fit. On CUDA the search starts from it: sizes are tried, and must leave a tenth of
+    the memory free. Elsewhere nothing is tried. All processes agree on the smallest answer. Raises UserError where not
+    even one sequence fits.
     """
     candidates = [2**i for i in range(20) if sequences % 2**i == 0]
+    best = max((size for size in candidates if size <= planned), default=0)
     if processes.device.type == "cuda":
-        fitting = itertools.takewhile(lambda size: _fits(attempt, size, processes.device), candidates)
-    else:
-        room = free_memory() / 2 / processes_here()
-        fitting = itertools.takewhile(lambda size: size * sequence_bytes <= room, candidates)
-    best = int(processes.min(max(fitting, default=0))[0])
+        best = max(1, best)
+        if _fits(attempt, best, processes.device):
+            larger = [size for size in candidates if size > best]
+            best = max(itertools.takewhile(lambda size: _fits(attempt, size, processes.device), larger), default=best)
+        else:
+            smaller = [size for size in reversed(candidates) if size < best]
+            best = next((size for size in smaller if _fits(attempt, size, processes.device)), 0)
+    best = int(processes.min(best)[0])
     if not best:
         raise UserError("not even one sequence fits into memory; choose a smaller --model.init or --model.block-size")
     return best

@@ -32,9 +32,9 @@ from gpt2.planning.memory import check_recompute
 from gpt2.system.devices import can_compile
 from gpt2.system.errors import UserError
 from gpt2.system.processes import Processes
-from gpt2.training.checkpoint import TrainingState
 from gpt2.training.distributed import cast_in_use
 from gpt2.training.execution import Execution, check_precision
+from gpt2.training.saving import TrainingState
 from gpt2.training.telemetry import describe_machine
 
 
@@ -144,6 +144,8 @@ def open_log(
     compiled = "compiled" if execution.compiled else "not compiled"
     if not execution.compiled and run.system.compile == "auto" and not can_compile():
         compiled += ": there is no C++ compiler, or no Python.h"
+    if run.system.attention != "auto":
+        compiled += f", {run.system.attention} attention"
     lines = {
         "command": shlex.join(["train_gpt2.py", *sys.argv[1:]]),
         **describe_machine(processes),

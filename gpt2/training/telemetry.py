@@ -101,6 +101,8 @@ def describe_machine(processes: Processes) -> dict[str, str]:
 
 def _versions() -> str:
     versions = {"Python": platform.python_version(), "torch": torch.__version__, "CUDA": torch.version.cuda}
+    if torch.cuda.is_available():
+        versions["cuDNN"] = str(torch.backends.cudnn.version())
     for package in ("triton", "tyro", "tiktoken", "numpy"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
