@@ -44,7 +44,7 @@ class PackedWeight(Tensor):
                 return weight.as_subclass(Tensor)[idx] * weight.scales[idx, None]
             if function is Tensor.to and args[1] == torch.bfloat16:
                 return args[0]
-            if function in (Tensor.size, Tensor.shape.__get__, Tensor.device.__get__):
+            if function in (Tensor.size, Tensor.shape.__get__, Tensor.device.__get__):  # type: ignore[attr-defined]
                 return function(*args, **(kwargs or {}))
             args = tuple(arg.unpack() if isinstance(arg, PackedWeight) else arg for arg in args)
             return function(*args, **(kwargs or {}))
@@ -68,6 +68,6 @@ def pack(model: GPT | Modern) -> None:
     """
     for module in model.modules():
         if type(module) in (Linear, nn.Embedding):
-            weight = module.weight
+            packed: Any = PackedWeight.pack(module.get_parameter("weight"))
             del module.weight
-            module.weight = PackedWeight.pack(weight)  # type: ignore[assignment]
+            module.weight = packed

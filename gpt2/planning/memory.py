@@ -236,7 +236,14 @@ def bytes_sent(config: GPTConfig, setup: Setup) -> float:
     outside = sum(size for name, size in sizes.items() if not name.startswith("transformer.h."))
     whole = (2 * P, 2 * P, P * (1 + micro_steps), (3 * P - outside) * micro_steps)[stage]
     sent = _bytes_per_weight(config, setup.weights) * whole * (n - 1) / n
-    return sent + (MUON_BYTES[setup.precision] * _muon_numbers(config, n, stage > 0) if setup.muon else 0)
+    return sent + muon_bytes_sent(config, setup)
+
+
+def muon_bytes_sent(config: GPTConfig, setup: Setup) -> float:
+    """Bytes of `bytes_sent` that Muon sends, after the backward of the step."""
+    if not setup.muon:
+        return 0.0
+    return MUON_BYTES[setup.precision] * _muon_numbers(config, setup.gpus, setup.stage > 0)
 
 
 @functools.cache

@@ -19,7 +19,7 @@ from gpt2.planning.flops import (
     with_parts,
 )
 from gpt2.planning.gpus import Hardware
-from gpt2.planning.memory import Setup, bytes_sent
+from gpt2.planning.memory import Setup, bytes_sent, muon_bytes_sent
 
 # a piece of a card's name → the fractions of its data sheet that matrix products, attention and memory traffic reach.
 # Hopper cannot keep its clock at full power, so its fraction of a higher peak is smaller
@@ -68,10 +68,11 @@ def step_time(
         tokens * config.n_layer * C * bytes_per_channel(config, setup) * work / bandwidth,
         tokens * 2 * LOGIT_PASSES * config.padded_vocab_size * (1 if setup.compiled else EAGER) / bandwidth,
     )
-    sent = bytes_sent(config, setup) / bytes_per_second
+    muon = muon_bytes_sent(config, setup) / bytes_per_second
+    sent = bytes_sent(config, setup) / bytes_per_second - muon
     hidden = sum(computed) / setup.micro_steps * 2 / 3  # behind the backward of the micro-step that sends
     optimizer = _optimizer_seconds(config, setup, rate, bandwidth)
-    return StepTime(*computed, optimizer=optimizer, communication=max(sent - hidden, sent / 10))
+    return StepTime(*computed, optimizer=optimizer, communication=max(sent - hidden, sent / 10) + muon)
 
 
 def bytes_per_channel(config: GPTConfig, setup: Setup) -> float:
