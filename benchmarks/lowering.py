@@ -41,7 +41,7 @@ from gpt2.config.checks import resolve
 from gpt2.config.presets import PRESETS
 from gpt2.config.run import Run
 from gpt2.evaluation.validation import ending_losses, evaluating
-from gpt2.formats.build import build, make_config
+from gpt2.formats.build import build_empty, make_config
 from gpt2.generate import generate
 from gpt2.model import GPTConfig
 from gpt2.optim.optimizer import make_optimizer
@@ -190,8 +190,7 @@ def _graphs() -> int:
 
 def _make_model(run: Run, config: GPTConfig) -> nn.Module:
     """The model of a run before it is wrapped, without memory for its weights."""
-    with torch.device("meta"):
-        model: nn.Module = build(config)
+    model: nn.Module = build_empty(config)
     model.to(torch.float32 if run.system.weights == "fp32" else torch.bfloat16)
     if run.system.weights == "bf16-cast":
         cast_in_use(model)

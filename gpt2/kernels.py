@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 CHUNK_LOGITS = 2**28  # 1 GiB of fp32 logits
+FEW_ROWS = 16  # in a product whose time is that of reading the weight
 IGNORED = -100  # a target that does not count, as in F.cross_entropy
 # the product that torch.compile itself uses on a CPU; None where torch is built without oneDNN
 _ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
@@ -33,14 +34,15 @@ def autocast_enabled(device: torch.device) -> bool:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (…, in) @ weight (out, in)ᵀ + bias (out,), as `F.linear`; without autocast, computed in the precision of x.
 
-    Sampling multiplies a single row at a time. On a CPU, `F.linear` then calls MKL, which leaves all cores but one
-    idle. oneDNN may be faster (an AMD EPYC) or slower (an Intel Xeon with AMX), so a short measurement decides.
+    On a CPU, `F.linear` calls MKL in fp32. oneDNN may be faster: on an AMD EPYC it took 0.6 of the time for a single
+    row, as in sampling, and 0.7 for many. On an Intel Xeon with AMX it was slower. So a short measurement decides.
     """
     weight, bias = _as_input(x, weight), None if bias is None else _as_input(x, bias)
-    plain = torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype != torch.float32
-    if plain or x.numel() > x.size(-1) or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+    plain = torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype != torch.float32 or not x.numel()
+    if plain or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight, bias)
-    return onednn_linear(x, weight, bias) if onednn_is_faster() else F.linear(x, weight, bias)
+    few = x.numel() <= FEW_ROWS * x.size(-1)
+    return onednn_linear(x, weight, bias) if onednn_is_faster(few) else F.linear(x, weight, bias)
 
 
 def _as_input(x: Tensor, weight: Tensor) -> Tensor:
@@ -54,11 +56,12 @@ def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
 
 
 @functools.cache
-def onednn_is_faster() -> bool:
-    """Whether this machine multiplies a single row faster with oneDNN. Measured once per process, in about 20 ms."""
+def onednn_is_faster(few: bool) -> bool:
+    """Whether this machine multiplies few rows, or many, faster with oneDNN. Measured once each, in about 50 ms."""
     if _ONEDNN is None:
         return False
-    x, weight = torch.ones(1, 1024), torch.ones(4096, 1024)  # 16 MB: as in the model, more than a cache holds
+    # few rows take as long as it takes to read the weight: 16 MB, as in the model, more than a cache holds
+    x, weight = (torch.ones(1, 1024), torch.ones(4096, 1024)) if few else (torch.ones(256, 768), torch.ones(1536, 768))
 
     def seconds(product: Callable[[Tensor, Tensor], Tensor]) -> float:
         """The fastest of five products."""

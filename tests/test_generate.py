@@ -19,7 +19,7 @@ from gpt2.data.tokenizer import get_encoding, token_bytes
 from gpt2.evaluation.report import compressed_bits_per_byte
 from gpt2.formats import load
 from gpt2.formats.huggingface import save_pretrained
-from gpt2.formats.packed import FEW_ROWS, PackedWeight, pack
+from gpt2.formats.packed import PackedWeight, pack
 from gpt2.generate import generate, sample_token
 from gpt2.model import GPT, GPTConfig
 from gpt2.system.errors import UserError
@@ -68,7 +68,7 @@ def test_cached_logits_are_the_uncached_ones(batch, steps, width):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("onednn", [True, False])
 def test_products_without_gradients_are_those_with_gradients(monkeypatch, shape, bias, onednn):
-    monkeypatch.setattr(kernels, "onednn_is_faster", lambda: onednn)
+    monkeypatch.setattr(kernels, "onednn_is_faster", lambda few: onednn)
     x, weight = torch.randn(*shape, 2, 48)[..., 0, :], torch.randn(40, 48)
     b = torch.randn(40) if bias else None
     expected = F.linear(x, weight, b)
@@ -95,31 +95,31 @@ def products(monkeypatch) -> list[str]:
     def watched(name, product):
         return lambda *arguments: (called.append(name), product(*arguments))[1]
 
-    monkeypatch.setattr(kernels, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(kernels, "onednn_is_faster", lambda few: True)
     monkeypatch.setattr(kernels, "onednn_linear", watched("onednn", F.linear))
     monkeypatch.setattr(kernels.F, "linear", watched("plain", F.linear))
     return called
 
 
-def test_a_single_row_without_gradients_takes_the_product_that_was_measured_faster(monkeypatch, products):
-    row, weight = torch.randn(1, 1, 48), torch.randn(40, 48)
+def test_rows_without_gradients_take_the_product_that_was_measured_faster(monkeypatch, products):
+    few, many, weight = torch.randn(1, 16, 48), torch.randn(17, 48), torch.randn(40, 48)
     with torch.no_grad():
-        kernels.linear(row, weight)
-        monkeypatch.setattr(kernels, "onednn_is_faster", lambda: False)
-        kernels.linear(row, weight)
-    assert products == ["onednn", "plain"]
+        kernels.linear(few, weight)
+        monkeypatch.setattr(kernels, "onednn_is_faster", lambda few: few)
+        kernels.linear(few, weight)
+        kernels.linear(many, weight)
+    assert products == ["onednn", "onednn", "plain"]
 
 
-def test_gradients_autocast_many_rows_and_other_types_take_pytorchs_product(products):
+def test_gradients_autocast_and_other_types_take_pytorchs_product(products):
     row, weight = torch.randn(1, 48), torch.randn(40, 48, requires_grad=True)
     kernels.linear(row, weight).sum().backward()
     assert weight.grad is not None
     with torch.no_grad():
-        kernels.linear(torch.randn(2, 48), weight)
         kernels.linear(row.double(), weight.double())
         with torch.autocast("cpu", dtype=torch.bfloat16):
             kernels.linear(row, weight)
-    assert products == ["plain"] * 4
+    assert products == ["plain"] * 3
 
 
 @needs_onednn
@@ -133,8 +133,9 @@ def test_the_faster_product_is_measured_once_per_process(monkeypatch):
     monkeypatch.setattr(kernels, "onednn_linear", slow)
     kernels.onednn_is_faster.cache_clear()
     try:
-        assert not kernels.onednn_is_faster() and not kernels.onednn_is_faster()
+        assert not kernels.onednn_is_faster(True) and not kernels.onednn_is_faster(True)
         assert len(calls) == 5
+        assert not kernels.onednn_is_faster(False) and len(calls) == 10
     finally:
         kernels.onednn_is_faster.cache_clear()
 
@@ -271,7 +272,7 @@ def mean_loss(model: GPT, rows: Tensor) -> float:
     return sum(model(part[:, :-1], part[:, 1:]).item() * len(part) for part in rows.split(8)) / len(rows)
 
 
-@pytest.mark.parametrize("rows", [1, FEW_ROWS, FEW_ROWS + 1])
+@pytest.mark.parametrize("rows", [1, kernels.FEW_ROWS, kernels.FEW_ROWS + 1])
 def test_a_packed_weight_is_off_by_half_a_step_and_multiplies_as_the_unpacked_one(rows):
     torch.manual_seed(0)
     weight, bias = torch.randn(96, 64).bfloat16(), torch.randn(96).bfloat16()

@@ -34,7 +34,7 @@ from gpt2.system.ranges import check_ranges
 ON_THE_HUB = "Rowan/hellaswag"
 ENDINGS = 4  # per item
 BATCH_TOKENS = 4096  # positions per batch: enough to fill a GPU, few enough to spread the batches over eight
-GROUP_PADDING = 64  # padded positions per group of endings: one more group costs about as much time
+GROUP_PADDING = 16  # padded positions per group of endings: one more group costs about as much time
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from gpt2.config.presets import GPT_OSS
 from gpt2.config.run import Model
@@ -84,6 +85,21 @@ def build(config: GPTConfig) -> GPT | Modern:
     return Modern(config) if isinstance(config, ModernConfig) else GPT(config)
 
 
+def build_empty(config: GPTConfig) -> GPT | Modern:
+    """The model of a configuration without values: its parameters are on the device `meta`, and take no memory."""
+    with torch.device("meta"), _NoInit():
+        return build(config)
+
+
+class _NoInit(TorchFunctionMode):
+    """Leaves parameters as they are. On meta, `normal_` would import the compiler, which takes most of a second."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
 def build_from_tensors(
     config: GPTConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = torch.float32
 ) -> GPT | Modern:
@@ -96,8 +112,7 @@ def build_from_tensors(
         if name in weights:
             rows = weights[name][: config.vocab_size]
             weights[name] = F.pad(rows, (0, 0, 0, config.padded_vocab_size - config.vocab_size))
-    with torch.device("meta"):
-        model = build(config)
+    model = build_empty(config)
     model.load_state_dict(weights, assign=True)
     return model.requires_grad_(True)
 

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 
 from gpt2.formats.build import build, config_from_json
@@ -145,6 +144,8 @@ def load_tensors(
     Each process reads what it holds, in whatever way the tensors were divided when they were saved. Raises UserError
     where a tensor is missing or has another shape, because the checkpoint is of another model.
     """
+    import torch.distributed.checkpoint as dcp  # takes half a second, and most commands don't need it
+
     reader = dcp.HuggingFaceStorageReader(str(path))
     saved = reader.read_metadata().state_dict_metadata
     for name, tensor in tensors.items():

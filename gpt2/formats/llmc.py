@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gpt2.formats.build import build_from_tensors
+from gpt2.formats.build import build_empty, build_from_tensors
 from gpt2.model import GPT, GPTConfig
 from gpt2.modern.model import Modern
 from gpt2.modern.parts import Parts
@@ -86,8 +86,7 @@ def _tensors_in_order(config: GPTConfig, rows: int) -> Iterator[tuple[str, torch
 
     That is the order of our modules, except that each tensor of a block comes for all layers in turn.
     """
-    with torch.device("meta"):
-        one_layer = GPT(dataclasses.replace(config, n_layer=1)).state_dict()
+    one_layer = build_empty(dataclasses.replace(config, n_layer=1)).state_dict()
     one_layer[TABLE] = one_layer[TABLE].new_empty(rows, config.n_embd)
     for name, tensor in one_layer.items():
         for layer in range(config.n_layer if ".h.0." in name else 1):

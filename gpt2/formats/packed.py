@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gpt2.kernels import FEW_ROWS
 from gpt2.model import GPT, Linear
 from gpt2.modern.model import Modern
-
-FEW_ROWS = 16  # more are multiplied faster with unpacked weights
 
 
 class PackedWeight(Tensor):

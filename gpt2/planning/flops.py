@@ -8,7 +8,7 @@ import functools
 import torch
 
 from gpt2.config.run import Run
-from gpt2.formats.build import build
+from gpt2.formats.build import build_empty
 from gpt2.model import GPTConfig
 from gpt2.modern.model import ModernConfig
 
@@ -34,8 +34,7 @@ def with_parts(config: GPTConfig) -> ModernConfig:
 @functools.cache
 def shapes(config: GPTConfig) -> dict[str, torch.Size]:
     """The shape of every parameter, by name. No memory is allocated."""
-    with torch.device("meta"):
-        return {name: p.shape for name, p in build(config).named_parameters()}
+    return {name: p.shape for name, p in build_empty(config).named_parameters()}
 
 
 def parameters(config: GPTConfig) -> dict[str, int]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from gpt2.config.run import Optim
-from gpt2.formats.build import build
+from gpt2.formats.build import build_empty
 from gpt2.kernels import CHUNK_LOGITS
 from gpt2.model import GPTConfig
 from gpt2.modern.attention import FLEX_FROM
@@ -253,8 +253,7 @@ def _muon_numbers(config: GPTConfig, gpus: int, sharded: bool) -> int:
     Whole matrices: one all-gather, to which every process contributes as many numbers as the owner of most. Sharded:
     every process sends its shards to their owners, and every owner sends the others their shards of the update.
     """
-    with torch.device("meta"):
-        matrices = make_optimizer(build(config), Optim(kind="muon"), world_size=gpus).matrices.values()
+    matrices = make_optimizer(build_empty(config), Optim(kind="muon"), world_size=gpus).matrices.values()
     owned, sent = [0] * gpus, [0] * gpus
     for matrix in matrices:
         owned[matrix.owner] += matrix.weight.numel()

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from gpt2.formats.build import build
+from gpt2.formats.build import build_empty
 from gpt2.kernels import no_autocast
 from gpt2.model import GPT
 from gpt2.modern.experts import ExpertLinear
@@ -140,7 +140,6 @@ def full_model(model: GPT | Modern) -> GPT | Modern:
     if not isinstance(model, FSDPModule):
         return model
     weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
-    with torch.device("meta"):
-        copy = build(model.config)
+    copy = build_empty(model.config)
     copy.load_state_dict(weights, assign=True)
     return copy.requires_grad_(False)
