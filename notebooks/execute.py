@@ -41,8 +41,8 @@ CELL_TIMEOUT = 900  # s; enough for a slow machine that runs other programs too
 def checksum(notebook: NotebookNode) -> str:
     """A checksum of all code that a notebook uses, without comments and docstrings.
 
-    This is the code of its own cells, of its checkers, of the two scripts if it names them, and of every module of
-    `gpt2/` that any of these imports, directly or indirectly. The checksum depends on the version of Python.
+    This is the code of its own cells, its checkers and its diagrams, of the two scripts if it names them, and of every
+    module of `gpt2/` that any of these imports, directly or indirectly. The checksum depends on the version of Python.
     """
     cells = "\n".join(cell.source for cell in code(notebook))
     scripts = [ROOT / f"{name}.py" for name in ("train_gpt2", "fineweb") if name in cells]
@@ -50,6 +50,8 @@ def checksum(notebook: NotebookNode) -> str:
     modules = [*commands, "gpt2.__main__"] if commands else []
     files = {ROOT / f"{module.replace('.', '/')}.py" for module in modules} | imported(cells) | {*scripts}
     files |= {FOLDER / "checks" / f"{name}.py" for name in ["__init__", *re.findall(r"checks\.(\w+)\.", cells)]}
+    if "diagrams" in cells:
+        files |= set((FOLDER / "diagrams").glob("*.py"))
     waiting = list(files)
     while waiting:
         more = imported(waiting.pop().read_text(encoding="utf-8")) - files

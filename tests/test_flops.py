@@ -488,7 +488,7 @@ REFUSED = {
     "micro-batch that does not divide": (Options("d12", micro_batch=48), r"48 .* 64 sequences.*--micro-batch 32"),
     "micro-batch too big": (Options("d12", hardware="t4", micro_batch=64), r"GiB.*give --micro-batch 16$"),
     "needs ZeRO": (Options("gpt2-xl", hardware="rtx-3090"), r"GiB.*give --zero 1$"),
-    "needs recompute": (Options("gpt2-xl", hardware="rtx-2080-ti"), r"give --zero 3 --recompute gelu\b"),
+    "needs recompute": (Options("gpt3:c2048", hardware="rtx-2080-ti"), r"give --zero 3 --recompute gelu\b"),
     "needs others": (Options("d84", hardware="t4"), r"--hardware \S+ --gpus \d+ --zero 3 --recompute block\b"),
 }
 

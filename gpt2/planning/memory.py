@@ -196,10 +196,11 @@ def _copied_bytes(config: GPTConfig, setup: Setup) -> int:
 
 
 def _logits_bytes(config: GPTConfig, setup: Setup) -> int:
-    """Logits and their gradient: at most CHUNK_LOGITS three times in fp32, or all of them twice if compiled as one."""
+    """Logits and their gradient: at most CHUNK_LOGITS three times in fp32, or all, with the gradient in their place."""
     tokens = setup.micro_batch * config.block_size
     if setup.compiled:
-        return 2 * VALUE_BYTES[setup.precision] * tokens * config.padded_vocab_size
+        value = 4 if with_parts(config).parts.fp32_logits else VALUE_BYTES[setup.precision]
+        return value * tokens * config.padded_vocab_size
     return 12 * config.vocab_size * min(tokens, max(1, CHUNK_LOGITS // config.padded_vocab_size))
 
 
