@@ -2,7 +2,7 @@
 
     python benchmarks/evaluation.py --items hellaswag_val.jsonl                  124M with random weights
     python benchmarks/evaluation.py --items hellaswag_val.jsonl --model gpt2     OpenAI's weights
-    python benchmarks/evaluation.py --work sampling --rounds 5
+    python benchmarks/evaluation.py --work sampling --rounds 5 --weights int8
 
 HellaSwag: the other side takes one item at a time, four rows of context and ending filled up on the right, and all
 their logits; in fp32 both must predict alike. Sampling: greedy, one sequence, after a prompt of 16 tokens.
@@ -27,6 +27,7 @@ from gpt2.evaluation.hellaswag import load_items, prepare, score_batch
 from gpt2.evaluation.validation import evaluating
 from gpt2.formats.huggingface import save_pretrained
 from gpt2.formats.load import from_pretrained
+from gpt2.formats.packed import pack
 from gpt2.generate import generate
 from gpt2.model import GPT, GPTConfig
 from gpt2.system.devices import autocast
@@ -49,6 +50,8 @@ class Options:
     model: str | None = None
     """Run folder, Hugging Face folder, or a name on the hub [random weights of 124M]."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    weights: Literal["fp32", "bf16", "int8"] = "fp32"
+    """How this side keeps its weights while it samples."""
     rounds: int = 3
     """Measurements of each side; the median counts."""
 
@@ -133,6 +136,10 @@ def predict(model: GPT2LMHeadModel, context: list[int], endings: list[list[int]]
 def sampling(options: Options, ours: GPT, theirs: GPT2LMHeadModel, processes: Processes) -> None:
     """Tokens a second of both sides, the prompt's share of the time included."""
     idx = torch.randint(ours.config.vocab_size, (1, 16))
+    if options.weights != "fp32":
+        ours.to(torch.bfloat16)
+    if options.weights == "int8":
+        pack(ours)
     knobs = {"do_sample": False, "max_new_tokens": options.tokens, "min_new_tokens": options.tokens, "pad_token_id": 0}
 
     def our_trainer() -> Tensor:
@@ -144,7 +151,7 @@ def sampling(options: Options, ours: GPT, theirs: GPT2LMHeadModel, processes: Pr
             return theirs.generate(idx, attention_mask=torch.ones_like(idx), **knobs)
 
     our_trainer()  # what is set up on a first call is not sampling
-    print(f"Sampling {options.tokens} tokens after 16, {options.precision}:")
+    print(f"Sampling {options.tokens} tokens after 16, {options.precision}, weights here in {options.weights}:")
     found = in_turn({"this": our_trainer, "transformers": their_side}, options.rounds, options.tokens, "tokens/s")
     same = int((found["this"] == found["transformers"]).long().cumprod(dim=1).sum()) - 16
     print(f"  the first {same} of {options.tokens} tokens are the same")
