@@ -30,6 +30,13 @@ MISTAKES = {
         ("max(0, i - half) : i + half + 1", "max(0, i - window + 1) : i + 1", "the window ends at i"),
         ("range(len(values))", "range(half, len(values) - half)", "a mean for each"),
     ],
+    "tokens.join": [
+        ("i += 2 if found else 1", "i += 1", "go on by two tokens"),
+        ("tokens[i] + tokens[i + 1] if found", "pair if found", "should be concatenated"),
+        ("tuple(tokens[i : i + 2])", "tokens[i : i + 2]", "compare a pair with a pair"),
+        ("while i < len(tokens):", "while i < len(tokens) - 1:", "the last token is lost"),
+        ("i += 2 if found else 1", "i += 2 if found else 1\n        pair = None if found else pair", "only the first"),
+    ],
     "tokens.longest_match": [
         ("end = len(data)", "end = start + 1", "the shortest tokens"),
         ("tokens.append(data[start:end])", "tokens.append(ranks[data[start:end]])", "not their ranks"),
@@ -67,6 +74,31 @@ MISTAKES = {
         ("2 * T * C * 3 * C + 2 * T * C * C", "T * C * 3 * C + T * C * C", "it should be"),
         ("2 * T * T * C + 2 * T * T * C", "2 * T * T * C", "two products"),
         (" + 2 * T * C * C", "", "the last map"),
+    ],
+    "gpt2_model.block": [
+        ("x = x + attention", "x = attention", "it should be"),
+        ("return x + mlp", "return mlp", "the second residual connection"),
+        ("x = x + attention(ln_1(x))\n    return x", "y = x + attention(ln_1(x))\n    x = x", "is there a `return`?"),
+        ("attention(ln_1(x))\n    return x + mlp(ln_2(x))", "attention(x)\n    return x + mlp(x)", "no LayerNorm"),
+        ("mlp(ln_2(x))", "mlp(x)", "it should read ln_2"),
+        ("x = x +", "x = ln_1(x) +", "the norm has replaced the stream"),
+        (
+            "x + attention(ln_1(x))\n    return x + mlp(ln_2(x))",
+            "ln_1(x + attention(x))\n    return ln_2(x + mlp(x))",
+            "GPT-1",
+        ),
+    ],
+    "gpt2_model.logits_of": [
+        ("[..., :vocab_size]", "", "padding rows, which are no tokens"),
+        ("[..., :vocab_size]", "[..., -vocab_size:]", "the last ones"),
+        ("[..., :vocab_size]", "[..., :vocab_size].softmax(-1)", "these are probabilities"),
+        ("[..., :vocab_size]", "[:, :vocab_size]", "padding rows"),
+    ],
+    "gpt2_model.block_parameters": [
+        ("norms = 4 * C", "norms = 0", "the two LayerNorms are missing"),
+        ("norms = 4 * C", "norms = 2 * C", "a block has two LayerNorms"),
+        ("+ 3 * C)", ")", "it should be"),
+        ("3 * C * C + 3 * C", "C * C + C", "c_attn makes q, k and v"),
     ],
     "gpt2_model.post_norm_block": [
         ("ln_1(x + attention(x))", "x + ln_1(attention(x))\n    return x + ln_2(mlp(x))", "it should be of the sum"),
@@ -143,6 +175,12 @@ MISTAKES = {
         ("len(raw) != 1024", "len(raw) < 1024", "two bytes too many is accepted"),
         (" or header[0] != 20240520", "", "starts with 20240521"),
         ("    return count", "    return 2 * count", "these are bytes"),
+    ],
+    "data_loader.sequences_in": [
+        ("max(0, tokens - 1) // T", "tokens // T", "needs a target after it"),
+        ("max(0, tokens - 1) // T", "tokens // (T + 1)", "neighbours share a token"),
+        ("sequences * T + 1 if", "sequences * T if", "the last target is used"),
+        ("sequences * T + 1 if sequences else 0", "sequences * T + 1", "give no sequence"),
     ],
     "data_loader.who_reads": [
         ("divmod(number, batch)", "divmod(number, batch * world)", "over all processes"),
@@ -255,17 +293,26 @@ MISTAKES = {
         ("sizes[targets].sum()", "sizes.sum()", "the whole vocabulary"),
     ],
     "evaluation.ending_means": [
-        (" & (place < context + lengths[:, None])", "", "filling is scored"),
+        (" & (place < context + lengths[:, None])", "", "padding is scored"),
         ("torch.arange(1, tokens.size(1))", "torch.arange(tokens.size(1) - 1)", "shifted by one"),
         (" / lengths", "", "these are sums"),
         ("place >= context", "place > context", "first token of each ending is missing"),
         ("logits[:, :-1]", "logits[:, 1:]", "at its own place"),
     ],
     "evaluation.items_needed": [
-        (" ** 2", "", "so square it"),
-        ("(one + other)", "one", "both standard errors count"),
+        (
+            "math.ceil(variance * (errors / (q - p)) ** 2)",
+            "math.ceil(math.sqrt(variance) * errors / (q - p))",
+            "so square it",
+        ),
+        (" + q * (1 - q)", "", "both variances count"),
+        ("p * (1 - p) + q", "q", "both variances count"),
         ("math.ceil", "", "no whole number"),
-        ("math.sqrt(q * (1 - q))", "0", "both standard errors count"),
+        (
+            "variance * (",
+            "(math.sqrt(p * (1 - p)) + math.sqrt(q * (1 - q))) ** 2 * (",
+            "independent errors add as squares",
+        ),
     ],
     "evaluation.errors_apart": [
         (" / len(baseline)", "", "each variance by its number"),

@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from gpt2 import kernels
@@ -106,16 +107,37 @@ def test_initial_weights_have_the_scale_of_the_paper():
     assert model(idx, torch.randint(4000, (4, 64))).item() == pytest.approx(math.log(4000), abs=0.15)
 
 
-def test_a_position_does_not_see_the_future():
-    model = perturbed(SMALL)
+def first_change(before: Tensor, after: Tensor) -> int:
+    """The first position at which two outputs (1, T, …) differ."""
+    return ((before - after).abs().amax(dim=(0, 2)) > 1e-4).nonzero()[0].item()
+
+
+def attend_without_mask(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """`kernels.attend`, but every position sees all others."""
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_position_does_not_see_the_future(grad, monkeypatch):
+    model = perturbed(SMALL).requires_grad_(grad)
     idx = torch.randint(301, (1, 32))
     changed = idx.clone()
-    changed[0, 20:] = (changed[0, 20:] + 1) % 301
-    for grad in (True, False):
-        model.requires_grad_(grad)
-        before, after = model(idx), model(changed)
-        torch.testing.assert_close(before[:, :20], after[:, :20], atol=1e-5, rtol=0)
-        assert not torch.allclose(before[:, 20:], after[:, 20:], atol=1e-3)
+    changed[0, 20] = (changed[0, 20] + 1) % 301
+    assert first_change(model(idx), model(changed)) == 20
+    monkeypatch.setattr(kernels, "attend", attend_without_mask)
+    assert first_change(model(idx), model(changed)) == 0
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_block_without_a_causal_mask_is_found_by_a_random_change_and_not_by_a_constant_one(grad, monkeypatch):
+    """LayerNorm subtracts a number that is added to all channels, so attention never sees it (notebook 02)."""
+    block = perturbed(SMALL).transformer.h[0].requires_grad_(grad)
+    x, constant, random = torch.randn(1, 32, 64), torch.zeros(1, 32, 64), torch.zeros(1, 32, 64)
+    constant[0, 20], random[0, 20] = 1.0, torch.randn(64)
+    assert first_change(block(x), block(x + constant)) == first_change(block(x), block(x + random)) == 20
+    monkeypatch.setattr(kernels, "attend", attend_without_mask)
+    assert first_change(block(x), block(x + constant)) == 20  # passes as if there were a mask
+    assert first_change(block(x), block(x + random)) == 0
 
 
 @pytest.mark.parametrize("pieces", [[32], [1] * 32, [10, 5, 1, 16]])

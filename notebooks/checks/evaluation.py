@@ -76,7 +76,7 @@ def ending_means(solution) -> None:
     padded = (mean(context, longest), mean(context, longest, longest - context))
     expect(
         not any(same(found, one) for one in padded),
-        "the filling is scored as if it were text: only the first `lengths[i]` tokens after the context count",
+        "the padding is scored as if it were text: only the first `lengths[i]` tokens after the context count",
     )
     expect(
         not same(found, mean(context, end, torch.ones(4))),
@@ -112,30 +112,31 @@ def same(found: torch.Tensor, other: torch.Tensor) -> bool:
 
 @exercise
 def items_needed(solution) -> None:
-    """Items that keep two accuracies apart."""
+    """Items at which the difference of two accuracies is so many standard errors."""
     p, q = 0.25, 0.295
-    one, other = math.sqrt(p * (1 - p)), math.sqrt(q * (1 - q))
+    one, other = p * (1 - p), q * (1 - q)  # variances with a single item
     found = number(solution(p, q))
-    ratio = 2 * (one + other) / (q - p)
+    right = (one + other) * (2 / (q - p)) ** 2
+    root = math.sqrt(right)
     expect(
-        not (near(found, ratio) or found == math.ceil(ratio)),
+        not (near(found, root) or found == math.ceil(root)),
         f"{found:g} is √n: the standard error falls with the square root of the items, so square it",
     )
     for single in (one, other):
-        lower = (2 * single / (q - p)) ** 2
+        lower = single * (2 / (q - p)) ** 2
         expect(
             found not in (math.ceil(lower), lower),
-            f"{found:g} items: both accuracies are uncertain, so both standard errors count",
+            f"{found:g} items: both accuracies are uncertain, so both variances count",
         )
-    squares = (2 / (q - p)) ** 2 * (one**2 + other**2)
+    bands = (2 * (math.sqrt(one) + math.sqrt(other)) / (q - p)) ** 2
     expect(
-        found not in (math.ceil(squares), squares),
-        f"{found:g} is for the standard error of the difference; that the two bands don't overlap asks for the sum "
-        "of the two",
+        found not in (math.ceil(bands), bands),
+        f"{found:g} items keep the two bands apart, which asks for too much: independent errors add as squares, so "
+        "the standard error of the difference is less than the sum of the two",
     )
-    at_one = (ratio / 2) ** 2
+    at_one = right / 4
     expect(found not in (math.ceil(at_one), at_one), f"{found:g} is for one standard error; `errors` is 2 here")
-    variances = (2 * (one**2 + other**2) / (q - p)) ** 2
+    variances = ((one + other) * 2 / (q - p)) ** 2
     expect(
         found not in (math.ceil(variances), variances),
         f"{found:g}: p (1 - p) is the variance; the standard error is its square root",
@@ -144,9 +145,9 @@ def items_needed(solution) -> None:
         found == int(found),
         f"{found:.2f} is no whole number; the smallest one that is enough lies just above",
     )
-    expect(found != math.floor(ratio**2), f"with {found:g} items the bands still overlap by a little: round up")
-    expect_equal(found, float(math.ceil(ratio**2)), "for 0.25 and 0.295 the number of items", tolerance=1e-9)
-    wanted = math.ceil((3 * (math.sqrt(0.21) + 0.5) / 0.2) ** 2)
+    expect(found != math.floor(right), f"with {found:g} items the difference is a little too small: round up")
+    expect_equal(found, float(math.ceil(right)), "for 0.25 and 0.295 the number of items", tolerance=1e-9)
+    wanted = math.ceil(0.46 * (3 / 0.2) ** 2)
     expect_equal(number(solution(0.3, 0.5, 3.0)), float(wanted), "for 0.3, 0.5 and 3 standard errors the number")
 
 
