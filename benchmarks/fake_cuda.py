@@ -227,12 +227,19 @@ def fake_attention() -> patched:
     """Name attention's kernel: PyTorch would ask the card which ones it has. On Hopper it is cuDNN's."""
     functional = torch.nn.functional
 
-    def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    def attention(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+    ) -> Tensor:
         if attn_mask is not None:
             raise UserError("attention with a mask cannot be lowered; it runs with FlexAttention on a GPU")
         if torch.cuda.get_device_capability() >= (9, 0):
-            return torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, is_causal)[0]
-        return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, is_causal)[0]
+            return torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, dropout_p, is_causal)[0]
+        return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, dropout_p, is_causal)[0]
 
     return patched((functional, "scaled_dot_product_attention", attention))
 

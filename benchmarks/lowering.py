@@ -2,20 +2,25 @@
 
     python benchmarks/lowering.py gpt2-124m                                    an H200, the preset's layers
     python benchmarks/lowering.py speedrun --card h100 --layers 2 --micro-batch 64 --kernels
+    python benchmarks/lowering.py --peer ../build-nanogpt        the model of a clone, in the size of gpt2-124m
 
 The model's forward, loss and backward are compiled on tensors that have shapes and no data (`fake_cuda.py`). The table
 counts the kernels, their launches, and the bytes that they read and write. It also counts the launches of the
 optimiser, and the graphs that are compiled again after the first step, by an evaluation, samples or a second step. The
-program needs g++ and triton, and takes about a second per layer. Nothing runs: the predicted times are those of
-`gpt2 plan` on one GPU, without what the host does.
+program needs g++ and triton, and takes about three seconds per layer. Nothing runs. The predicted times are those of
+one GPU, without what the host does: matrix products, attention and the optimiser take what `gpt2 plan` says, and all
+other kernels take the time that the bytes counted need. The plan's own speed, from bytes per layer that were recorded
+earlier, stands beside the prediction.
 """
 
 from fake_cuda import fake_attention, install, patched, patterns_on_cpu  # isort: skip: before torch
 
+import contextlib
 import copy
 import importlib.util
 import json
 import logging
+import math
 import os
 import re
 import subprocess
@@ -32,6 +37,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 from annotated_types import Ge
+from peers import Peer, Size
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.nn.utils import clip_grad
@@ -45,14 +51,15 @@ from gpt2.formats.build import build_empty, make_config
 from gpt2.generate import generate
 from gpt2.model import GPTConfig
 from gpt2.optim.optimizer import make_optimizer
+from gpt2.planning.flops import flops_per_token
 from gpt2.planning.gpus import HARDWARE
 from gpt2.planning.memory import Setup
-from gpt2.planning.step import step_time
+from gpt2.planning.step import memory_rate, step_time
 from gpt2.system.devices import autocast, choose_precision
 from gpt2.system.errors import UserError, run_command
 from gpt2.system.processes import Processes
 from gpt2.system.ranges import check_ranges
-from gpt2.training.distributed import cast_in_use, clip_gradients, recompute
+from gpt2.training.distributed import COMPILE, cast_in_use, clip_gradients, recompute
 from gpt2.training.evaluation import Evaluation
 from gpt2.training.execution import Execution
 
@@ -63,7 +70,9 @@ CUDA = torch.device("cuda")
 class Options:
     """Compile a preset for a GPU that is not there, and count what its step would do."""
 
-    preset: Annotated[str, tyro.conf.Positional]
+    preset: Annotated[str, tyro.conf.Positional] = "gpt2-124m"
+    peer: Path | None = None
+    """A clone of build-nanogpt or nanoGPT: lower its model instead, in the preset's size and as its script runs it."""
     card: str = "h200"
     """h200, h100, a100, rtx-3090 or rtx-4090."""
     layers: Annotated[int | None, Ge(1)] = None
@@ -135,8 +144,8 @@ class Lowered:
     saved_gigabytes: float = 0.0  # what forward keeps for backward, without weights
     graphs: int = 0
     graph_breaks: int = 0
-    recompilations: int = 0  # graphs compiled after the first step, by an evaluation, samples or a second step
-    optimizer_launches: int = 0  # per step, clipping included
+    recompilations: int | None = None  # graphs compiled after the first step; not counted for a peer
+    optimizer_launches: int | None = None  # per step, clipping included; not counted for a peer
     seconds: float = 0.0  # until the first step is compiled
     code: str = ""
 
@@ -151,36 +160,59 @@ class Lowered:
         return sum(kernel.launches * kernel.gigabytes for kernel in self.kernels)
 
 
-def lower(run: Run, layers: int | None, micro_batch: int) -> Lowered:
-    """Compile the forward, loss and backward of a run's model on one GPU. `fake_cuda.install` comes first."""
+def lower(model: nn.Module, micro_batch: int, precision: str, run: Run | None = None) -> Lowered:
+    """Compile the forward, loss and backward of a model on one GPU. `fake_cuda.install` comes first.
+
+    The model is called as model(tokens, tokens), and returns the loss or (logits, loss). With a run, the rest of its
+    training follows: the optimiser, an evaluation, samples and a second step.
+    """
     from torch._inductor import compile_fx, config
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     started, result = time.perf_counter(), Lowered()
-    model_config = make_config(run.model, run.parts)
-    model_config = replace(model_config, n_layer=layers or model_config.n_layer)
     # bytes are written into the code; one process compiles; no cache knows of this device
     settings = {"profile_bandwidth": True, "compile_threads": 1, "force_disable_caches": True}
+    settings |= COMPILE["options"] if run else {}  # a peer is compiled with PyTorch's defaults
 
     def backend(graph: Any, inputs: Any) -> Any:
         inner_compile = _run_on_shapes if result.graphs else _recorder(result)
         return compile_fx.compile_fx(graph, inputs, inner_compile=inner_compile)
 
     counters.clear()
-    model = _make_model(run, model_config)
     with config.patch(settings), fake_attention(), patterns_on_cpu(), FakeTensorMode(allow_non_fake_inputs=True):
-        for module in model.modules():
-            for name, p in module.named_parameters(recurse=False):
-                setattr(module, name, nn.Parameter(torch.empty_like(p, device=CUDA)))
-        training = FakeTraining(run, model, torch.compile(model, dynamic=False, backend=backend), micro_batch)
-        training.forward_backward()
+        _move_weights(model)
+        length: Any = model.config.block_size  # type: ignore[union-attr]
+        tokens = torch.empty(micro_batch, length, dtype=torch.long, device=CUDA)
+        trained: Any = torch.compile(model, dynamic=False, backend=backend)
+        forward_backward(trained, tokens, precision)
         result.graphs, result.graph_breaks = _graphs(), sum(counters["graph_break"].values())
         result.seconds = time.perf_counter() - started
-        result.optimizer_launches = training.update()
-        training.evaluate()
-        training.forward_backward()
-        result.recompilations = _graphs() - result.graphs
+        if run is not None:
+            training = FakeTraining(run, model, trained, tokens, precision)
+            result.optimizer_launches = training.update()
+            training.evaluate()
+            training.optimizer.zero_grad(set_to_none=True)
+            forward_backward(trained, tokens, precision)
+            result.recompilations = _graphs() - result.graphs
     return result
+
+
+def _move_weights(model: nn.Module) -> None:
+    """Replace the model's weights by tensors without data on the GPU. A weight of two modules remains one."""
+    moved: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for name, p in module.named_parameters(recurse=False):
+            if p not in moved:
+                moved[p] = nn.Parameter(torch.empty_like(p, device=CUDA))
+            setattr(module, name, moved[p])
+
+
+def forward_backward(trained: Any, tokens: Tensor, precision: str) -> None:
+    """One micro-step through the compiled model."""
+    with autocast(CUDA, precision):
+        result = trained(tokens, tokens)
+    loss = result[1] if isinstance(result, tuple) else result
+    loss.backward()
 
 
 def _graphs() -> int:
@@ -188,7 +220,7 @@ def _graphs() -> int:
     return counters["stats"]["unique_graphs"]
 
 
-def _make_model(run: Run, config: GPTConfig) -> nn.Module:
+def make_model(run: Run, config: GPTConfig) -> nn.Module:
     """The model of a run before it is wrapped, without memory for its weights."""
     model: nn.Module = build_empty(config)
     model.to(torch.float32 if run.system.weights == "fp32" else torch.bfloat16)
@@ -198,28 +230,31 @@ def _make_model(run: Run, config: GPTConfig) -> nn.Module:
     return model
 
 
+def make_peer_model(path: Path, config: GPTConfig) -> nn.Module:
+    """The model of a clone in this size, its vocabulary padded as by its script. UserError for another folder."""
+    size = Size(config.n_layer, config.n_head, config.n_embd, config.padded_vocab_size, config.block_size, batch=1)
+    try:
+        peer = Peer(path)
+    except FileNotFoundError as error:
+        raise UserError(f"--peer {error}") from None
+    peer.set_matmul_precision()
+    with torch.device("meta"), contextlib.redirect_stdout(sys.stderr):  # nanoGPT prints its size
+        return peer.make_model(size)
+
+
 class FakeTraining:
     """The parts of a training run, on one GPU, whose tensors have no data."""
 
-    def __init__(self, run: Run, model: Any, trained: nn.Module, micro_batch: int):
-        self.run, self.model = run, model
-        self.tokens = torch.empty(micro_batch, model.config.block_size, dtype=torch.long, device=CUDA)
+    def __init__(self, run: Run, model: Any, trained: nn.Module, tokens: Tensor, precision: str):
+        self.run, self.model, self.tokens, self.precision = run, model, tokens, precision
         weights, normalised = run.system.weights, run.parts.normalised_weights
         self.optimizer = make_optimizer(model, run.optim, weights=weights, normalised_weights=normalised)
-        self.precision = choose_precision(CUDA, run.system.precision, weights)
         # what `Evaluation.loss` reads of an Evaluation
         self.evaluation: Any = SimpleNamespace(
             processes=Processes(0, 0, 1, CUDA),
-            execution=Execution(self.precision, True, micro_batch),
+            execution=Execution(precision, True, len(tokens)),
             state=SimpleNamespace(model=model, trained=trained),
         )
-
-    def forward_backward(self) -> None:
-        """One micro-step through the compiled model."""
-        self.optimizer.zero_grad(set_to_none=True)
-        with autocast(CUDA, self.precision):
-            loss = self.evaluation.state.trained(self.tokens, self.tokens)
-        loss.backward()
 
     def update(self) -> int:
         """Clip the gradients and let the optimiser make its update, twice; return the launches of the second time.
@@ -334,21 +369,10 @@ def kernels_of(code: str) -> list[Kernel]:
     return kernels
 
 
-def report(options: Options, run: Run, lowered: Lowered) -> dict[str, Any]:
+def report(options: Options, run: Run, config: GPTConfig, lowered: Lowered) -> dict[str, Any]:
     """All figures, by name."""
-    config = make_config(run.model, run.parts)
-    config = replace(config, n_layer=options.layers or config.n_layer)
-    setup = Setup(
-        micro_batch=options.micro_batch,
-        recompute=run.system.recompute,
-        compiled=True,
-        weights=run.system.weights,
-        muon=run.optim.kind == "muon",
-    )
-    tokens = options.micro_batch * config.block_size
-    seconds = step_time(config, setup, HARDWARE[options.card], tokens)
     figures: dict[str, Any] = {
-        "preset": options.preset,
+        "model": options.preset if options.peer is None else str(options.peer),
         "card": options.card,
         "layers": config.n_layer,
         "micro_batch": options.micro_batch,
@@ -369,14 +393,39 @@ def report(options: Options, run: Run, lowered: Lowered) -> dict[str, Any]:
         figures["shared_bytes"] = max(used.shared for used in resources.values())
         figures["narrow_loads"] = [name for name, used in resources.items() if used.narrow_loads]
     figures["cosines"] = [kernel.name for kernel in lowered.kernels if re.search(r"\.(cos|sin)\(", kernel.source)]
-    figures["predicted_ms"] = {name: round(value * 1e3, 2) for name, value in vars(seconds).items()}
-    figures["predicted_tokens_per_second"] = round(tokens / seconds.total)
+    figures |= predict(options, run, config, lowered.gigabytes)
     figures["compiled_in_s"] = round(lowered.seconds, 1)
-    return figures
+    return {name: value for name, value in figures.items() if value is not None}
+
+
+def predict(options: Options, run: Run, config: GPTConfig, gigabytes: float) -> dict[str, Any]:
+    """Milliseconds of a step of one micro-batch, tokens per second, and the fraction of peak (PaLM count of FLOPs)."""
+    setup = Setup(
+        micro_batch=options.micro_batch,
+        recompute=run.system.recompute,
+        compiled=True,
+        weights=run.system.weights,
+        muon=run.optim.kind == "muon",
+    )
+    card, tokens = HARDWARE[options.card], options.micro_batch * config.block_size
+    planned = step_time(config, setup, card, tokens)
+    seconds = {
+        "products": planned.products,
+        "attention": planned.attention,
+        "other_kernels": gigabytes * 1e9 / memory_rate(card),
+        "optimizer": planned.optimizer,
+    }
+    speed = tokens / sum(seconds.values())
+    return {
+        "predicted_ms": {name: round(value * 1e3, 2) for name, value in seconds.items()},
+        "predicted_tokens_per_second": round(speed),
+        "fraction_of_peak": round(speed * flops_per_token(config) / (card.peak("bf16") or math.nan), 3),
+        "planned_tokens_per_second": None if options.peer else round(tokens / planned.total),
+    }
 
 
 def main(options: Options) -> None:
-    """Lower the preset and print the figures. Raises UserError for an unknown preset or card."""
+    """Lower a model and print the figures. Raises UserError for an unknown preset or card, and for no clone."""
     if options.preset not in PRESETS:
         raise UserError(f"unknown preset {options.preset!r}; known: {', '.join(PRESETS)}")
     check_ranges(options)
@@ -384,11 +433,21 @@ def main(options: Options) -> None:
     logging.getLogger("torch._inductor").setLevel(logging.ERROR)  # it warns that code is written and not loaded
     warnings.simplefilter("ignore")
     run = resolve(PRESETS[options.preset][1])
-    lowered = lower(run, options.layers, options.micro_batch)
-    figures = report(options, run, lowered)
+    config = make_config(run.model, run.parts)
+    config = replace(config, n_layer=options.layers or config.n_layer)
+    if options.peer is None:
+        precision = choose_precision(CUDA, run.system.precision, run.system.weights)
+        lowered = lower(make_model(run, config), options.micro_batch, precision, run)
+    else:
+        lowered = lower(make_peer_model(options.peer, config), options.micro_batch, "bf16")
+    show(options, report(options, run, config, lowered), lowered)
+
+
+def show(options: Options, figures: dict[str, Any], lowered: Lowered) -> None:
+    """Print the figures, and write the code where it is asked for."""
     if options.folder is not None:
         options.folder.mkdir(parents=True, exist_ok=True)
-        (options.folder / f"{options.preset}.py").write_text(lowered.code)
+        (options.folder / f"{options.preset if options.peer is None else 'peer'}.py").write_text(lowered.code)
     if options.json:
         print(json.dumps(figures))
         return

@@ -27,7 +27,7 @@ LIMITS = {
     "speedrun": (28, 79, 31, 98),
     "magnitude": (37, 84, 31, 60),
     "languini-small": (38, 102, 31, 5),
-    "gpt-oss-mini": (100, 220, 41, 12),
+    "gpt-oss-mini": (100, 226, 41, 12),
 }
 
 
@@ -61,6 +61,10 @@ def test_what_cannot_be_lowered_is_a_sentence():
         (["gpt5"], "error: unknown preset 'gpt5'; known: gpt2-124m, "),
         (["demo", "--card", "rtx-1"], "error: unknown card 'rtx-1'; known: h200, "),
         (["demo", "--layers", "0"], "error: --layers 0 "),
+        (
+            ["--peer", "nowhere"],
+            "error: --peer nowhere is no clone of nanoGPT or build-nanogpt: it has no train_gpt2.py",
+        ),
     ):
         done = lower(*words)
         assert (done.returncode, done.stdout) == (2, "") and sentence in done.stderr

@@ -26,7 +26,7 @@ from gpt2.planning.memory import Setup, bytes_sent, muon_bytes_sent
 FRACTIONS = {"H": (0.60, 0.40, 0.80), "B200": (0.60, 0.40, 0.80), "RTX": (0.52, 0.40, 0.80), "": (0.72, 0.50, 0.80)}
 EAGER = 3.5  # times the bytes of the compiled code, fitted too: every operation reads and writes memory
 # bytes per channel, token and layer that the compiled kernels between products read and write, by the residual stream
-STREAM_BYTES = {4: 149, 2: 102}
+STREAM_BYTES = {4: 141, 2: 102}
 ROTARY_BYTES, EXPERT_BYTES = 21, 84  # more for rotary positions with QK-norm; for a mixture of experts
 # times that forward and backward read or write all logits in 16 bits, with the rest of what is outside the layers
 LOGIT_PASSES = 3.6
@@ -55,9 +55,9 @@ def step_time(
     config: GPTConfig, setup: Setup, hardware: Hardware, batch_tokens: int, bytes_per_second: float = math.inf
 ) -> StepTime:
     """Predict an optimiser step of `batch_tokens` over all GPUs, each of which sends `bytes_per_second`."""
-    products, attention, traffic = next(f for word, f in FRACTIONS.items() if word in hardware.name_contains)
+    products, attention, _ = _fractions(hardware)
     tokens, C = batch_tokens / setup.gpus, config.n_embd
-    peak, bandwidth = hardware.peak(setup.precision) or math.nan, hardware.bandwidth * 1e9 * traffic
+    peak, bandwidth = hardware.peak(setup.precision) or math.nan, memory_rate(hardware)
     rate = peak * products
     attention_flops = 7 * attention_products(config)  # two products forward, five backward, of which half is masked
     again = recompute_flops_per_token(config, setup.recompute)
@@ -73,6 +73,16 @@ def step_time(
     hidden = sum(computed) / setup.micro_steps * 2 / 3  # behind the backward of the micro-step that sends
     optimizer = _optimizer_seconds(config, setup, rate, bandwidth)
     return StepTime(*computed, optimizer=optimizer, communication=max(sent - hidden, sent / 10) + muon)
+
+
+def _fractions(hardware: Hardware) -> tuple[float, float, float]:
+    """The row of FRACTIONS that holds for this card."""
+    return next(fractions for word, fractions in FRACTIONS.items() if word in hardware.name_contains)
+
+
+def memory_rate(hardware: Hardware) -> float:
+    """Bytes per second that compiled kernels read and write on this card."""
+    return hardware.bandwidth * 1e9 * _fractions(hardware)[2]
 
 
 def bytes_per_channel(config: GPTConfig, setup: Setup) -> float:

@@ -25,6 +25,9 @@ from gpt2.modern.model import Modern
 from gpt2.system.processes import Processes
 
 Method = Callable[..., Any]
+# By default Inductor orders the loops of kernels after it fuses them. Then it does not fuse the cast of a gradient to
+# bf16 into the backward of LayerNorm, and every layer reads and writes its gradients twice more. It concerns GPUs only.
+COMPILE: dict[str, Any] = {"dynamic": False, "options": {"loop_ordering_after_fusion": False}}
 
 
 def cast_in_use(model: nn.Module) -> None:
@@ -87,7 +90,7 @@ def wrap(model: nn.Module, processes: Processes, compiled: bool = False, zero: i
     """
     if zero == 0 or processes.world_size == 1:
         if compiled:
-            model = torch.compile(model, dynamic=False)  # type: ignore[assignment]
+            model = torch.compile(model, **COMPILE)  # type: ignore[assignment]
         if processes.world_size == 1:
             return model
         devices = [processes.local_rank] if processes.device.type == "cuda" else None
@@ -95,10 +98,10 @@ def wrap(model: nn.Module, processes: Processes, compiled: bool = False, zero: i
     mesh = init_device_mesh(processes.device.type, (processes.world_size,))
     for block in _blocks(model):
         if compiled:  # one block at a time, and the loss: weights are gathered between them
-            block.compile(dynamic=False)
+            block.compile(**COMPILE)
         fully_shard(block, mesh=mesh, reshard_after_forward=zero == 3)
     if compiled:
-        _change_methods(model, ("loss",), functools.partial(torch.compile, dynamic=False))
+        _change_methods(model, ("loss",), functools.partial(torch.compile, **COMPILE))
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
     return model
 
