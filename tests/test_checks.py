@@ -61,6 +61,42 @@ MISTAKES = {
         ("loss * tokens", "loss * size", "bits per token"),
         ("loss * tokens", "loss", "the mean of one token"),
     ],
+    "attention.head": [
+        ('.masked_fill(~allowed, float("-inf"))', "", "the causal mask is missing"),
+        (
+            'scores.masked_fill(~allowed, float("-inf")).softmax(dim=-1)',
+            "scores.softmax(-1).tril()",
+            "before the softmax",
+        ),
+        (" / math.sqrt(D)", "", "are not divided by √D"),
+        ("math.sqrt(D)", "D", "are divided by D"),
+        ("q @ k.T", "k @ q.T", "not k @ q.T"),
+        ("softmax(dim=-1)", "softmax(dim=0)", "along the rows"),
+        (".tril()", ".tril(1)", "position 0 sees only itself"),
+    ],
+    "attention.attention": [
+        ("c_proj(y.transpose(1, 2).reshape(B, T, C))", "y.transpose(1, 2).reshape(B, T, C)", "c_proj is missing"),
+        ('.masked_fill(~allowed, float("-inf"))', "", "the causal mask is missing"),
+        ("math.sqrt(C // H)", "math.sqrt(C)", "it should be √D"),
+        (" / math.sqrt(C // H)", "", "are not divided by √D"),
+        ("y.transpose(1, 2).reshape", "y.reshape", "joined in the wrong order"),
+        (
+            "c_attn(x).view(B, T, 3, H, C // H).permute(2, 0, 3, 1, 4)",
+            "[m.reshape(B, H, T, C // H) for m in c_attn(x).chunk(3, -1)]",
+            "view alone mixes",
+        ),
+        (
+            "view(B, T, 3, H, C // H).permute(2, 0, 3, 1, 4)",
+            "view(B, T, H, 3, C // H).permute(3, 0, 2, 1, 4)",
+            "all queries",
+        ),
+    ],
+    "attention.induction": [
+        ("t - period + 1", "t - period", "the token after it"),
+        ("range(period, T)", "range(period - 1, T)", "begin at position period"),
+        (".mean(0)", ".sum(0)", "should be their mean"),
+        (".mean(0)", ".mean()", "one mean per head"),
+    ],
     "attention.windowed_weights": [
         ("distance < window", "distance <= window", "they should see 1, 2, 3, 3, 3, 3"),
         ("(distance >= 0) & ", "", "looks ahead"),
@@ -119,6 +155,25 @@ MISTAKES = {
         ("[:vocab_size]", "", "are padding"),
         ('"c_attn.weight", ', "", "c_attn.weight is not transposed"),
     ],
+    "sampling.keep_top_p": [
+        ("if total >= top_p:", "if total + p[i] > top_p:", "ask before you add"),
+        ("p.argsort(descending=True)", "range(len(p))", "in the order of the vocabulary"),
+        ("kept / total", "kept", "adds up to 0.80"),
+        ("kept / total", "(kept / total).sort(descending=True).values", "the place of its own word"),
+        ("total >= top_p", "total > top_p", "so nothing else is kept"),
+    ],
+    "sampling.cached_attention": [
+        (".tril(S - T)", ".tril()", "moved to the right by the number of old positions"),
+        ("attn_mask=sees", "attn_mask=None", "also those after it"),
+        ("[past[0], k]", "[k, past[0]]", "the old come first"),
+        (", (k, v)", "", "return two things"),
+        ("return F", "k, v = k[:, :, -T:], v[:, :, -T:]\n    sees = None\n    return F", "along dimension 2"),
+    ],
+    "sampling.at_temperature": [
+        ("p ** (1 / temperature)", "p**temperature", "flatter"),
+        ("p ** (1 / temperature)", "(p / temperature).exp()", "not logits"),
+        (" / powers.sum()", "", "divide by it"),
+    ],
     "sampling.min_p": [
         ("ratio * p.max(-1, keepdim=True).values", "ratio", "`ratio` itself was the limit"),
         ("p.max(-1, keepdim=True).values", "p.max()", "the limit of row 0"),
@@ -145,6 +200,18 @@ MISTAKES = {
         ),
         ("return", "continue", "goes on after the end"),
         ("yield token.item()", "yield token", "is a Tensor"),
+    ],
+    "loss.cross_entropy": [
+        ("logits.max(dim=-1, keepdim=True).values", "torch.zeros(len(logits), 1)", "largest logit of each row first"),
+        (
+            "logits.max(dim=-1, keepdim=True).values",
+            "logits.max() + torch.zeros(len(logits), 1)",
+            "largest of all rows",
+        ),
+        (".mean()", ".sum()", "take the mean"),
+        (".mean()", ".sum() / len(counted)", "only 2 positions count"),
+        ("log_sum_exp - wanted", "wanted - log_sum_exp", "is negative"),
+        (".mean()", "", "one number"),
     ],
     "loss.inputs_and_targets": [
         ("line[1 : N * T + 1]", "line[: N * T]", "nothing has to be predicted"),
@@ -213,6 +280,58 @@ MISTAKES = {
         ("max(flops / peak, bytes_moved / bandwidth)", "flops / peak + bytes_moved / bandwidth", "this is the sum"),
         ("max(", "min(", "the shorter"),
     ],
+    "make_it_fast.tiled_softmax": [
+        ("total * rescale + weights", "total + weights", "and the sum of exponentials of the first tile"),
+        ("out * rescale + weights", "out + weights", "and the weighted sum of values of the first tile"),
+        (
+            "total = total * rescale + weights.sum()\n        out = out * rescale + weights @ v",
+            "total = torch.tensor(1.0)\n        out = out + weights / weights.sum() @ v",
+            "a softmax of its own",
+        ),
+        (
+            "total = total * rescale + weights.sum()\n        out = out * rescale + weights @ v",
+            "total = weights.sum()\n        out = weights @ v",
+            "only the last tile counts",
+        ),
+        ("largest = torch.maximum(m, s.max())", "m = largest = torch.tensor(0.0)", "overflow"),
+        ("return out / total", "return out", "the result"),
+    ],
+    "make_it_fast.fastest": [
+        ("        work()\n        synchronize()\n", "        work()\n", "the time to start a step"),
+        ("        synchronize()\n        started", "        started", "wait before"),
+        ("range(warmup)", "range(0)", "warm up first"),
+        ("min(times)", "sum(times) / len(times)", "take the shortest"),
+    ],
+    "make_it_fast.next_scale": [
+        ("scale / 2, 0", "scale * 2, 0", "so halve it"),
+        ("scale / 2, 0", "scale / 2, good_steps", "start again from 0"),
+        ("good_steps + 1 == interval", "True", "it takes `interval` of them"),
+        ("scale * 2, 0", "scale * 2, good_steps + 1", "doubles in every step"),
+        ("scale * 2, 0", "scale, 0", "it should be doubled"),
+    ],
+    "optimisation.adamw_step": [
+        ("m_hat / (v_hat.sqrt() + eps)", "m / (v.sqrt() + eps)", "need their bias correction"),
+        ("w - lr * weight_decay * w - lr", "w - lr", "weight_decay changes nothing"),
+        ("lr * weight_decay * w", "weight_decay * w", "not multiplied by the learning rate"),
+        (
+            "    m = betas[0] * m",
+            "    g = g + weight_decay * w\n    weight_decay = 0\n    m = betas[0] * m",
+            "was added to the gradient",
+        ),
+        ("(v_hat.sqrt() + eps)", "(v_hat + eps).sqrt()", "after the root"),
+        ("(v_hat.sqrt() + eps)", "(v_hat + eps)", "divide by its root"),
+        ("(1 - betas[1]) * g**2", "(1 - betas[1]) * g", "of their squares"),
+        ("m = betas[0] * m + (1 - betas[0]) * g", "m = betas[0] * m + g", "an average, not a sum"),
+        ("w = w - lr * weight_decay * w - lr", "w = w - lr * weight_decay * w + lr", "uphill"),
+        ("return w, m, v", "return w, m_hat, v_hat", "go on without it"),
+        ("** t", "** 1", "in step 2"),
+    ],
+    "optimisation.accumulate": [
+        (" / parts", "", "4 times too large"),
+        ("loss.backward()", "model.zero_grad()\n        loss.backward()", "only the last micro-batch"),
+        ("loss.item()", "loss.item() * parts", "the mean was asked for"),
+        ("total += loss.item()", "total += loss", "take `.item()`"),
+    ],
     "optimisation.left_over": [
         ("math.prod(1 - lr * weight_decay for lr in rates)", "1 - sum(rates) * weight_decay", "added up"),
         ("lr * weight_decay for", "weight_decay for", "not weight_decay"),
@@ -242,6 +361,21 @@ MISTAKES = {
         (" / sum(counts)", "", "sum over all targets"),
         (" / sum(counts)", " / sum(y.numel() for x, y in micro_batches)", "padding was counted"),
     ],
+    "many_gpus.ring_round": [
+        ("(rank + 1) % n", "(rank - 1) % n", "from its right neighbour"),
+        ("+= held", "= held", "replaced the own one"),
+        ("= held[rank, piece]\n    return", "+= held[rank, piece]\n    return", "it is a finished sum by then"),
+        ("(rank - turn) % n", "rank", "the same piece as in round 0"),
+        ("return after", "return held", "nothing was received"),
+        ("(rank - turn) % n", "(rank + turn) % n", "after round 1"),
+    ],
+    "many_gpus.end_of_step": [
+        ("max(ready, free) + send", "ready + send", "wait until the first is sent"),
+        ("max(ready, free) + send", "max(ready, free)", "still to be sent"),
+        ("free = max(ready, free) + send", "free += send", "when its gradients are complete"),
+        ("ready, free = forward, forward", "ready, free = 0.0, 0.0", "backward starts when forward has ended"),
+        ("ready += compute", "ready = forward + sum(backward)", "after backward"),
+    ],
     "many_gpus.ring_bytes": [
         ("2 * (processes - 1)", "(processes - 1)", "the sums travel around, and then the results"),
         (" / processes", "", "only a piece of 1/n"),
@@ -263,6 +397,17 @@ MISTAKES = {
         (", '\"', \"'\")", ")", "closing quote are missed"),
         (" / max(1, len(lines))", "", "divide by the number of lines"),
         ("max(1, len(lines))", "len(lines)", "at least 1"),
+    ],
+    "fineweb.leaked": [
+        ('" ".join(text.lower().split()) for text in train', "text for text in train", "it should be 3"),
+        ('" ".join(text.lower().split())', "text", "equal to the letter"),
+        ('" ".join(text.lower().split())', '"".join(text.lower().split())', "must not vanish"),
+        ('" ".join(text.lower().split()) in known', 'text.lower() in "".join(known)', "compare whole ones"),
+        (
+            'sum(" ".join(text.lower().split()) in known for text in val)',
+            'len({" ".join(text.lower().split()) for text in val} & known)',
+            "count documents",
+        ),
     ],
     "fineweb.similarity_at": [
         (
@@ -291,6 +436,11 @@ MISTAKES = {
         ("losses.sum()", "losses.mean()", "the sum of the losses, not their mean"),
         ("losses.sum()", "losses[sizes[targets] > 0].sum()", "leaves out the token without bytes"),
         ("sizes[targets].sum()", "sizes.sum()", "the whole vocabulary"),
+    ],
+    "evaluation.mean_loss": [
+        ("((means * counts).sum() / counts.sum())", "means.mean()", "mean of the means"),
+        (" / counts.sum()", "", "sum of all losses"),
+        ("counts.sum()", "len(counts)", "number of parts"),
     ],
     "evaluation.ending_means": [
         (" & (place < context + lengths[:, None])", "", "padding is scored"),
@@ -323,6 +473,27 @@ MISTAKES = {
             "baseline.var() + changed.var()",
             "single runs",
         ),
+    ],
+    "real_run.resume": [
+        ('model.load_state_dict(saved["model"])', "pass", "the saved weights"),
+        ('optimizer.load_state_dict(saved["optimizer"])', "pass", "averages"),
+        ('loader.load_state_dict(saved["loader"])', "pass", "other text"),
+        ('torch.set_rng_state(saved["random"])', "pass", "dropout removes other values"),
+    ],
+    "real_run.run_cost": [
+        (" / 3600", "", "as many hours as the run has seconds"),
+        (" / 3600", " / 60", "3,600 seconds"),
+        ("hours * dollars_per_hour", "hours", "multiply them by the price"),
+        ("tokens / tokens_per_second", "tokens_per_second / tokens", "divide the tokens by the speed"),
+    ],
+    "real_run.one_curve": [
+        (
+            "        while kept and kept[-1][0] >= step:  # a restart: what came later is lost\n            kept.pop()\n",
+            "",
+            "twice",
+        ),
+        ("return kept", "return sorted(dict(zip(steps, losses)).items())", "step 5 was lost"),
+        ("return kept", "return sorted(dict(zip(steps[:5], losses[:5])).items())", "replaced it"),
     ],
     "real_run.removable": [
         ("reverse=True", "reverse=False", "one of the newest two"),

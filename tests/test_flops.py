@@ -466,7 +466,7 @@ def test_the_command_prints_the_plan():
     for piece in (
         "124,439,808",
         "8.55e+18 FLOPs",
-        "1.68 h predicted",
+        "1.67 h predicted",
         "20 GB of tokens, 1.49 GB per checkpoint",
         "19,073",
     ):

@@ -317,6 +317,15 @@ def test_dataset_without_such_a_split_is_refused(hub_cache: Path) -> None:
         sources.hub(str(folder), split="nope")
 
 
+def test_a_hub_that_does_not_answer_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ConnectionError("offline")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", refuse)
+    with pytest.raises(UserError, match=r"can't reach dataset 'a/b' on the hub \(ConnectionError\).*--source stories"):
+        sources.hub("a/b")
+
+
 def test_dataset_that_breaks_off_says_that_the_command_goes_on(hub_cache: Path) -> None:
     folder = hub_cache / "dataset"
     folder.mkdir()

@@ -50,6 +50,37 @@ def tokens_in(solution) -> None:
 
 
 @exercise
+def sequences_in(solution) -> None:
+    """Number of sequences in a line of tokens, and the tokens at its end that are never used."""
+    found = solution(41, 4)
+    expect(found is not None, "the result is None; is there a `return`?")
+    expect(len(found) == 2, f"two numbers are wanted, and there are {len(found)}")
+    for tokens, T, sequences, left in ((41, 4, 10, 0), (40, 4, 9, 3), (44, 4, 10, 3), (4, 4, 0, 4), (1, 4, 0, 1)):
+        mine, rest = (int(number) for number in solution(tokens, T))
+        case = f"{tokens} tokens with T = {T}"
+        expect(
+            mine != tokens // T or mine == sequences,
+            f"{case} give {sequences} sequences, not {mine}: the last input needs a target after it, which is one more "
+            "token",
+        )
+        expect(
+            mine != tokens // (T + 1) or mine == sequences,
+            f"{case} give {sequences} sequences, not {mine}: neighbours share a token, so each further sequence takes "
+            "only T more",
+        )
+        expect_equal(mine, sequences, f"for {case}, the number of sequences")
+        expect(
+            rest != left + 1 or not sequences,
+            f"of {case}, {left} are never used, not {rest}: the last target is used, too",
+        )
+        expect(
+            sequences or rest == left,
+            f"{case} give no sequence, so all {left} are never used, not {rest}",
+        )
+        expect_equal(rest, left, f"for {case}, the number of tokens that are never used")
+
+
+@exercise
 def who_reads(solution) -> None:
     """Step, rank, micro-step and row of a sequence."""
     batch, world, micro_batch = 24, 2, 3  # 12 a process, in 4 micro-steps

@@ -52,6 +52,17 @@ def bits_of(solution) -> None:
 
 
 @exercise
+def mean_loss(solution) -> None:
+    """Means of parts → the mean of the whole."""
+    means, counts = torch.tensor([3.0, 4.0, 5.0]), torch.tensor([16.0, 4.0, 12.0])
+    found = number(solution(means.clone(), counts.clone()))
+    expect(not near(found, 4.0), "this is the mean of the means: a part with 4 tokens weighs as much as one with 16")
+    expect(not near(found, 124.0), "this is the sum of all losses; divide it by the number of all tokens")
+    expect(not near(found, 124 / 3), "this divides by the number of parts; divide by the number of tokens")
+    expect_equal(found, 124 / 32, "the mean loss of all tokens")
+
+
+@exercise
 def ending_means(solution) -> None:
     """Mean losses of endings in a padded batch."""
     draw = torch.Generator().manual_seed(0)

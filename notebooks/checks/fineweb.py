@@ -40,6 +40,28 @@ def sentence_lines(solution) -> None:
 
 
 @exercise
+def leaked(solution) -> None:
+    """Number of validation documents that are in the training text, but for case and white space."""
+    train = ["The cat sat.", "A  mat,\n a rug. ", "It rains.", "It rains.", "cat"]
+    found = solution(["The cat sat.", "a mat, a rug.", "It rains.", "It snows.", "the cat"], train)
+    expect(found is not None, "the number is None; is there a `return`?")
+    expect(isinstance(found, int), f"a whole number is wanted, and this is a {type(found).__name__}")
+    expect(found != 2, "2 of 5: only documents that are equal to the letter are found; ignore case and white space")
+    expect(
+        found != 4,
+        "4 of 5: count documents of val, and compare whole ones. A text that is twice in train counts once, and "
+        "'the cat' is not a document of train, only a part of one",
+    )
+    expect_equal(found, 3, "for 5 validation documents, 3 of which are in train, the number")
+    found = solution(["The\ncat"], ["the cat"])
+    expect(found == 1, "'The\\ncat' and 'the cat' should be equal: a line break is white space, too")
+    found = solution(["thecat"], ["the cat"])
+    expect(found == 0, "'thecat' and 'the cat' differ: a space between words must not vanish")
+    found = solution(["It rains.", "It rains."], ["It rains."])
+    expect(found == 2, f"two validation documents are in train, and this says {found}: count documents, not texts")
+
+
+@exercise
 def similarity_at(solution) -> None:
     """J at which 1 − (1 − J^hashes)^buckets is the chance."""
     found = solution(0.5, 14, 8)

@@ -17,6 +17,101 @@ def _shaken(config: GPTConfig) -> GPT:
 
 
 @exercise
+def block(solution) -> None:
+    """The residual stream after one block of GPT-2."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 8)
+    attention, mlp = nn.Linear(8, 8), nn.Linear(8, 8)
+    ln_1, ln_2 = nn.LayerNorm(8), nn.LayerNorm(8)
+    for norm in (ln_1, ln_2):
+        nn.init.normal_(norm.weight)
+    with torch.no_grad():
+        found = solution(x.clone(), ln_1, attention, ln_2, mlp)
+        middle = x + attention(ln_1(x))
+
+        def same(other: Tensor) -> bool:
+            return isinstance(found, Tensor) and found.shape == other.shape and torch.allclose(found, other, atol=1e-5)
+
+        expect(
+            not same(mlp(ln_2(attention(ln_1(x))))),
+            "nothing is added: both residual connections are missing, so the input is lost",
+        )
+        expect(
+            not same(mlp(ln_2(middle))),
+            "the second residual connection is missing: add the MLP's result to the stream as well",
+        )
+        expect(
+            not same(x + mlp(ln_2(middle))),
+            "the MLP's result is added to the block's input; what attention added is lost. Add it to the new stream",
+        )
+        expect(
+            not same(middle + mlp(ln_2(x))),
+            "the MLP reads the block's input; it should read the stream that attention has added to",
+        )
+        expect(
+            not same((x + attention(x)) + mlp(x + attention(x))),
+            "no LayerNorm is used: each part reads a normalised copy of the stream",
+        )
+        expect(not same(middle + mlp(middle)), "the MLP reads the stream as it is; it should read ln_2 of it")
+        normed = ln_1(x) + attention(ln_1(x))
+        expect(
+            not same(normed + mlp(ln_2(normed))),
+            "the norm has replaced the stream: only the copy that attention reads is normalised, and x stays as it is",
+        )
+        post = ln_1(x + attention(x))
+        expect(
+            not same(ln_2(post + mlp(post))),
+            "this norms the sums (post-norm), as GPT-1 did; GPT-2 norms what each part reads",
+        )
+        expect_equal(found, middle + mlp(ln_2(middle)), "the stream after the block")
+
+
+@exercise
+def logits_of(solution) -> None:
+    """Logits of the last normalised stream."""
+    torch.manual_seed(0)
+    x, wte = torch.randn(2, 3, 8), torch.randn(12, 8)
+    found = solution(x, wte, 10)
+    expect(isinstance(found, Tensor), "the result should be a tensor; is there a `return`?")
+    full = x @ wte.T
+    expect(
+        found.shape != full.shape,
+        "there are 12 logits per position: the last 2 belong to padding rows, which are no tokens; cut them off",
+    )
+    expect(
+        found.shape == (2, 3, 10),
+        f"the logits have the shape {tuple(found.shape)}; (B, T, V) is (2, 3, 10): one per position and token",
+    )
+    expect(
+        not torch.allclose(found, full[..., :10].softmax(-1)),
+        "these are probabilities; the logits are the dot products, before the softmax",
+    )
+    expect(
+        not torch.allclose(found, full[..., 2:]),
+        "the first rows were cut off; the padding rows are the last ones",
+    )
+    expect_equal(found, full[..., :10], "the tensor of logits")
+
+
+@exercise
+def block_parameters(solution) -> None:
+    """Parameters of one block."""
+    C = 768
+    found = solution(C)
+    right = 12 * C * C + 13 * C
+    case = f"for C = {C}, {found:,}" if isinstance(found, int | float) else f"for C = {C}, {found!r}"
+    expect(found is not None, "the result is None; is there a `return`?")
+    expect(found != 12 * C * C, f"{case}: these are the weights of the matrices; biases and norms are missing")
+    expect(found != right - 4 * C, f"{case}: the two LayerNorms are missing; each has a weight and a bias")
+    expect(found != right - 2 * C, f"{case}: a block has two LayerNorms, and each has a weight and a bias")
+    expect(found != right - 9 * C, f"{case}: the four linear layers have biases: 3 C, C, 4 C and C")
+    expect(found != right - 2 * C * C - 2 * C, f"{case}: c_attn makes q, k and v, so it has 3 C outputs")
+    expect(found != right - 4 * C * C - C, f"{case}: the MLP has two matrices, up to 4 C and back")
+    expect(found != right * 12, f"{case}: these are all 12 blocks; give one")
+    expect_equal(found, right, f"the number for C = {C}")
+
+
+@exercise
 def post_norm_block(solution) -> None:
     """Norms of the sums, in the order of the first Transformer."""
     torch.manual_seed(0)

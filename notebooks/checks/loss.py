@@ -9,6 +9,46 @@ from checks import Wrong, exercise, expect, expect_equal
 
 
 @exercise
+def cross_entropy(solution) -> None:
+    """The mean loss, stable, over the targets that count."""
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0], [0.0, 3.0, 1.0, 1.0], [1.0, 1.0, 5.0, 1.0]])
+    targets = torch.tensor([1, 1, 0])
+    right = F.cross_entropy(logits, targets)
+    found = solution(logits.clone(), targets.clone())
+    expect(found is not None, "the result is None; is there a `return`?")
+    found = torch.as_tensor(found)
+    expect(found.numel() == 1, f"the result has the shape {tuple(found.shape)}; the loss is one number, the mean")
+    each = F.cross_entropy(logits, targets, reduction="none")
+    expect(abs(found + right) > 1e-4, f"{found:.4f} is negative: the loss is minus the logarithm")
+    expect(abs(found - each.sum()) > 1e-4, f"{found:.4f} is the sum over the 3 positions; take the mean")
+    expect(abs(found - each.sum() / math.log(2) / 3) > 1e-4, f"{found:.4f} is in bits; nats use the natural logarithm")
+    expect_equal(found.float(), right, "the loss of three positions", 1e-4)
+    for moved in (100, -200):
+        found = torch.as_tensor(solution(logits + moved, targets.clone()))
+        expect(
+            found.isfinite(),
+            f"with {moved} added to all logits, the loss is {found.item()}: exp became infinite or 0; subtract the "
+            "largest logit of each row first",
+        )
+        expect_equal(found.float(), right, f"the loss with {moved} added to all logits (it should not change)", 1e-3)
+    apart = logits + torch.tensor([[0.0], [-300.0], [0.0]])
+    found = torch.as_tensor(solution(apart, targets.clone()))
+    expect(
+        found.isfinite(),
+        f"with −300 added to row 1 alone, the loss is {found.item()}: subtract the largest logit of each row, not the "
+        "largest of all rows",
+    )
+    targets = torch.tensor([1, -100, 0])
+    found = torch.as_tensor(solution(logits.clone(), targets.clone()))
+    kept = each[[0, 2]]
+    expect(
+        abs(found - kept.sum() / 3) > 1e-4,
+        f"with one target of -100, the loss is {found:.4f}: the sum was divided by 3, but only 2 positions count",
+    )
+    expect_equal(found.float(), kept.mean(), "the loss with one target of -100, which does not count", 1e-4)
+
+
+@exercise
 def inputs_and_targets(solution) -> None:
     """A line of tokens as sequences of inputs and targets."""
     line = torch.arange(100, 115)  # 15 tokens: three sequences of 4, and two tokens after the last target

@@ -2,7 +2,54 @@
 
 import math
 
+import numpy as np
+
 from checks import exercise, expect, expect_equal
+
+
+@exercise
+def ring_round(solution) -> None:
+    """One round of the ring, and whether all rounds together are an all-reduce."""
+    held = np.array([[8.0, 6, 5], [3, 0, 1], [1, 9, 7]])
+    first, fourth = solution(held.copy(), 0), solution(held.copy(), 3)
+    expect(isinstance(first, np.ndarray), f"the result should be an array, and is {first!r}; is there a `return`?")
+    expect(first.shape == (3, 3), f"the result has the shape {first.shape}; for 3 ranks with 3 pieces it is (3, 3)")
+    expect(not np.array_equal(first, held), "nothing was received in round 0: return what the ranks hold afterwards")
+    expect(
+        not np.array_equal(first, _round(held, 0, step=-1)),
+        "in round 0 every rank received from its right neighbour; rank r sends to rank r + 1, and the last to rank 0",
+    )
+    expect(
+        not np.array_equal(first, _round(held, 0, add=False)),
+        "in round 0 the received piece replaced the own one, which is lost; the first n − 1 rounds add",
+    )
+    expect(
+        not np.array_equal(fourth, _round(held, 3, add=True)),
+        "in round 3 of 3 ranks the received piece was added; it is a finished sum by then, and replaces the own piece",
+    )
+    second = solution(held.copy(), 1)
+    expect(
+        not np.array_equal(second, _round(held, 1, shift=0)),
+        "in round 1 every rank sent the same piece as in round 0; it should pass on the piece that it has just "
+        "received, which is (rank − turn) % n",
+    )
+    for n in (3, 2, 5):
+        held = np.random.default_rng(n).integers(0, 10, (n, n)).astype(float)
+        now = held.copy()
+        for turn in range(2 * (n - 1)):
+            now = solution(now, turn)
+            expect_equal(now, held := _round(held, turn), f"what {n} ranks hold after round {turn}")
+        expect((now == now[0]).all(), f"after all rounds, the {n} ranks hold different numbers")
+
+
+def _round(held: np.ndarray, turn: int, step: int = 1, shift: int = 1, add: bool | None = None) -> np.ndarray:
+    """What the ranks hold after this round; the options make typical mistakes."""
+    n, after = len(held), held.copy()
+    for rank in range(n):
+        to, piece = (rank + step) % n, (rank - shift * turn) % n
+        own = held[to, piece] if (turn < n - 1 if add is None else add) else 0
+        after[to, piece] = own + held[rank, piece]
+    return after
 
 
 @exercise
@@ -47,3 +94,27 @@ def state_bytes(solution) -> None:
                     "stage 1 divides Adam's averages (8 bytes), not the gradients (4)",
                 )
             expect_equal(float(found), 1000 * each, f"for 1,000 parameters on {gpus} GPUs in stage {stage} it")
+
+
+@exercise
+def end_of_step(solution) -> None:
+    """When the last gradient has arrived, if buckets are sent during backward."""
+    found = solution(10.0, [4.0, 4.0, 4.0], [2.0, 2.0, 6.0])
+    expect(found is not None, "the result is None; is there a `return`?")
+    case = "for forward 10, backward 4, 4, 4 and sending 2, 2, 6"
+    expect(not math.isclose(found, 32), f"{case}, 32 is the end if all is sent after backward")
+    expect(not math.isclose(found, 22), f"{case}, 22 is the end of backward; the last bucket is still to be sent")
+    expect(not math.isclose(found, 18), f"{case}, the end is 28, not 18: backward starts when forward has ended")
+    expect(
+        not math.isclose(found, 20),
+        f"{case}, the end is 28, not 20: a bucket can only be sent when its gradients are complete",
+    )
+    expect_equal(float(found), 28.0, f"{case} the end")
+    found = solution(10.0, [4.0, 4.0], [9.0, 2.0])
+    case = "for forward 10, backward 4, 4 and sending 9, 2"
+    expect(
+        not math.isclose(found, 20),
+        f"{case}, the end is 25, not 20: the second bucket has to wait until the first is sent",
+    )
+    expect_equal(float(found), 25.0, f"{case} the end")
+    expect_equal(float(solution(0.0, [1.0, 1.0, 5.0], [3.0, 1.0, 1.0])), 8.0, "the end, if the network has a pause,")

@@ -10,6 +10,96 @@ from checks import exercise, expect, expect_equal
 
 
 @exercise
+def adamw_step(solution) -> None:
+    """50 steps of AdamW beside torch.optim.AdamW, in fp64."""
+    random = torch.Generator().manual_seed(0)
+    w = torch.randn(5, generator=random, dtype=torch.float64)
+    settings = {"lr": 0.1, "betas": (0.8, 0.99), "eps": 1e-8, "weight_decay": 0.5}
+    g, zero = torch.tensor([0.1, -2.0, 30.0, -4e-3, 0.5], dtype=torch.float64), torch.zeros(5, dtype=torch.float64)
+    found = solution(w.clone(), g.clone(), zero.clone(), zero.clone(), 1, **settings | {"weight_decay": 0.0})
+    expect(isinstance(found, tuple | list) and len(found) == 3, "three things should come back: the new w, m and v")
+    expect(
+        not (torch.allclose(found[1], g) and torch.allclose(found[2], g**2)),
+        "m and v come back with their bias correction; the correction is for this step only, and the averages go on "
+        "without it",
+    )
+    expect(
+        not torch.allclose(found[1], g),
+        "the new m after a first gradient g should be (1 - beta1) · g: an average, not a sum",
+    )
+    expect_equal(found[1], 0.2 * g, "the new m after the first gradient", tolerance=1e-9)
+    expect(
+        not torch.allclose(found[2], 0.01 * g), "v is the average of the gradients; it should be that of their squares"
+    )
+    expect_equal(found[2], 0.01 * g**2, "the new v after the first gradient", tolerance=1e-9)
+    moved = w - found[0]
+    expect((moved * g > 0).all(), "the weights move along the gradient, uphill; subtract the step")
+    expect(
+        not torch.allclose(moved.abs(), torch.full_like(g, 0.2), rtol=1e-3),
+        "with lr 0.1 the first step moves the weights by 0.2: the averages start at 0 and need their bias correction",
+    )
+    expect(
+        not torch.allclose(moved, 0.1 / g, rtol=1e-2),
+        "the step is divided by v; divide by its root, or the step depends on the size of the gradient",
+    )
+    expect(
+        not torch.allclose(moved, 0.1 * g / (g**2 + 1e-8).sqrt(), rtol=1e-9, atol=0)
+        or torch.allclose(moved, 0.1 * g / (g.abs() + 1e-8), rtol=1e-9, atol=0),
+        "eps stands under the root; it is added after the root is taken",
+    )
+    still = solution(w.clone(), g.clone(), zero.clone(), zero.clone(), 1, **settings)[0]
+    expect(not torch.allclose(still, found[0]), "weight_decay changes nothing; each step also takes lr · λ · w away")
+    expect(
+        not torch.allclose(still, found[0] - 0.5 * w),
+        "the decay is not multiplied by the learning rate: a step takes lr · λ · w",
+    )
+    expect(
+        not torch.allclose(w - still, 0.1 * torch.sign(g + 0.5 * w), rtol=1e-3),
+        "the decay was added to the gradient, so it is divided by its size; AdamW takes it from w, beside the gradient",
+    )
+    reference = nn.Parameter(w.clone())
+    optimizer, own, m, v = torch.optim.AdamW([reference], **settings), w.clone(), zero, zero
+    for t in range(1, 51):
+        reference.grad = torch.randn(5, generator=random, dtype=torch.float64) * 10.0 ** -(t % 7)
+        own, m, v = solution(own, reference.grad.clone(), m, v, t, **settings)
+        optimizer.step()
+        expect_equal(own, reference.detach(), f"in step {t} beside torch.optim.AdamW, w", tolerance=1e-10)
+
+
+@exercise
+def accumulate(solution) -> None:
+    """The gradient of a batch in micro-batches, and its mean loss."""
+    random = torch.Generator().manual_seed(1)
+    x, y = torch.randint(5, (2, 8, 6), generator=random)
+    model, whole = Guess(), Guess()
+    loss = whole(x, y)
+    loss.backward()
+    wanted, last = whole.table.grad.clone(), Guess()
+    last(x[6:], y[6:]).backward()
+    found = solution(model, x, y, 4)
+    grad = model.table.grad
+    expect(grad is not None, "there is no gradient; is `backward()` called?")
+    expect(
+        not torch.allclose(grad, 4 * wanted, atol=1e-6),
+        "the gradient is 4 times too large with 4 micro-batches: backward adds, so divide every loss by their number",
+    )
+    expect(
+        not torch.allclose(grad, last.table.grad, atol=1e-6)
+        and not torch.allclose(grad, last.table.grad / 4, atol=1e-6),
+        "only the last micro-batch has a part in it; backward comes after every micro-batch, and nothing is set to 0 "
+        "in between",
+    )
+    expect_equal(grad, wanted, "the gradient")
+    expect(found is not None, "the loss is None; is there a `return`?")
+    expect(not isinstance(found, torch.Tensor), "the loss is a tensor, which keeps its graph in memory; take `.item()`")
+    expect(
+        not math.isclose(found, 4 * loss.item(), rel_tol=1e-4),
+        "the loss is the sum of the micro-batches' losses; the mean was asked for",
+    )
+    expect_equal(float(found), loss.item(), "the mean loss")
+
+
+@exercise
 def left_over(solution) -> None:
     """The part of a weight that decay leaves."""
     found = solution([0.1, 0.2], 0.5)

@@ -4,9 +4,104 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from checks import exercise, expect, expect_equal
 from gpt2.model import GPT, GPTConfig
+
+
+@exercise
+def keep_top_p(solution) -> None:
+    """The nucleus of one distribution, scaled to add up to 1."""
+    p = torch.tensor([0.05, 0.5, 0.1, 0.3, 0.05])  # not in order: the nucleus of 0.7 is at 1 and 3
+    found = solution(p.clone(), 0.7)
+    expect(isinstance(found, Tensor), "the probabilities should be a tensor; is there a `return`?")
+    expect(found.shape == (5,), f"the shape is {tuple(found.shape)}; cut words stay in place with probability 0, (5,)")
+    case = f"{_rounded(p)} with top-p 0.7 became {_rounded(found)}"
+    kept = (found > 0).nonzero()[:, 0].tolist()
+    expect(
+        kept != [1],
+        f"{case}: 0.5 alone does not reach 0.7; the token that reaches the sum is kept as well, so ask before you add",
+    )
+    expect(
+        kept != [0, 1, 2, 3] and kept != [0, 1, 2],
+        f"{case}: these are the first in the order of the vocabulary; take the likeliest first, `p.argsort`",
+    )
+    expect(
+        kept != [0, 1],
+        f"{case}: the sorted probabilities stand at the front; each has to go back to the place of its own word",
+    )
+    expect(kept == [1, 3], f"{case}; it should keep places 1 and 3, whose probabilities add up to 0.8")
+    expect(abs(found.sum() - 1) < 1e-4, f"{case}, which adds up to {found.sum():.2f}; divide by the sum of the kept")
+    expect_equal(found, torch.tensor([0, 0.625, 0, 0.375, 0]), "the nucleus of 0.7")
+    half = solution(torch.tensor([0.25, 0.5, 0.25]), 0.5)
+    expect(
+        (half > 0).sum() == 1,
+        f"[0.25, 0.5, 0.25] with top-p 0.5 became {_rounded(half)}: 0.5 has reached the sum, so nothing else is kept",
+    )
+    expect_equal(solution(p.clone(), 0.01), torch.tensor([0, 1.0, 0, 0, 0]), "the nucleus of 0.01 (never empty)")
+    expect_equal(solution(p.clone(), 1.0), p, "the nucleus of 1 (everything)")
+
+
+@exercise
+def cached_attention(solution) -> None:
+    """Attention of new tokens with the keys and values of old ones."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 2, 7, 4)  # each (B, H, T, D)
+    whole = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    past = (k[:, :, :4], v[:, :, :4])
+    found = solution(q[:, :, 4:], k[:, :, 4:], v[:, :, 4:], past)
+    expect(found is not None, "the result is None; is there a `return`?")
+    expect(isinstance(found, tuple) and len(found) == 2, "return two things: the output, and the new past (k, v)")
+    y, new = found
+    expect(isinstance(new, tuple | list) and len(new) == 2, "the new past should be a pair, the keys and the values")
+    for one, all_of_it, name in ((new[0], k, "keys"), (new[1], v, "values")):
+        expect(
+            one.shape == all_of_it.shape,
+            f"the {name} of the new past have the shape {tuple(one.shape)}; 4 old and 3 new positions are "
+            f"{tuple(all_of_it.shape)}: `torch.cat` along dimension 2, the positions",
+        )
+        swapped = torch.cat([all_of_it[:, :, 4:], all_of_it[:, :, :4]], dim=2)
+        expect(not torch.equal(one, swapped), f"the new {name} stand before the old ones; the old come first")
+        expect_equal(one, all_of_it, f"the tensor of {name}")
+    expect(y.shape == (2, 2, 3, 4), f"the output has the shape {tuple(y.shape)}; it should be that of q, (2, 2, 3, 4)")
+    seen = F.scaled_dot_product_attention(q[:, :, 4:], k, v)
+    expect(
+        not torch.allclose(y, seen, atol=1e-5),
+        "every new token sees all 7 positions, also those after it; several tokens at once need a mask",
+    )
+    low = F.scaled_dot_product_attention(q[:, :, 4:], k, v, is_causal=True)
+    expect(
+        not torch.allclose(y, low, atol=1e-5),
+        "the mask begins at column 0, so the first new token sees only the first old one; its diagonal has to be moved "
+        "to the right by the number of old positions",
+    )
+    expect_equal(y, whole[:, :, 4:], "the output")
+    first = solution(q[:, :, :4], k[:, :, :4], v[:, :, :4], (k[:, :, :0], v[:, :, :0]))
+    expect_equal(first[0], whole[:, :, :4], "the output of a prompt, when the cache is empty")
+
+
+@exercise
+def at_temperature(solution) -> None:
+    """Probabilities at another temperature."""
+    p = torch.tensor([0.6, 0.3, 0.1])
+    found = solution(p.clone(), 0.5)
+    expect(isinstance(found, Tensor), "the probabilities should be a tensor; is there a `return`?")
+    expect(
+        not torch.allclose(found, (p / 0.5).softmax(0), atol=1e-4),
+        "this is the softmax of p / temperature; p are probabilities, not logits: their logarithms are logits",
+    )
+    expect(
+        not torch.allclose(found, p**0.5 / (p**0.5).sum(), atol=1e-4),
+        f"at temperature 0.5, {_rounded(p)} became {_rounded(found)}, which is flatter; a low temperature makes it "
+        "sharper: the power is 1 / temperature",
+    )
+    expect(
+        abs(found.sum() - 1) < 1e-4,
+        f"at temperature 0.5, {_rounded(p)} became {_rounded(found)}, which adds up to {found.sum():.2f}; divide by it",
+    )
+    expect_equal(found, p**2 / (p**2).sum(), "the distribution at temperature 0.5", 1e-4)
+    expect_equal(solution(p.clone(), 1.0), p, "the distribution at temperature 1", 1e-4)
 
 
 @exercise

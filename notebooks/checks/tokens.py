@@ -11,6 +11,35 @@ TEXTS = ["", "in 1984", "x2 + 34 = 5.60", "it's 12'th  7\n\n 8 people", "٣٤ ½
 
 
 @exercise
+def join(solution) -> None:
+    """Tokens with every occurrence of a pair made one."""
+    a, b, c = b"a", b"b", b"c"
+    given = [a, b, a, b, c]
+    found = solution(list(given), (a, b))
+    expect(isinstance(found, list), f"the result should be a list of tokens, and is {found!r}; is there a `return`?")
+    case = f"{given} with the pair a, b"
+    expect(found != given, f"{case} came back unchanged; compare a pair with a pair: `tuple(tokens[i : i + 2])`")
+    expect(
+        all(isinstance(token, bytes) for token in found),
+        f"{case} became {found}: the two tokens should be concatenated, `tokens[i] + tokens[i + 1]`",
+    )
+    expect(found != [b"ab", a, b, c], f"{case} became {found}: only the first occurrence is joined; go on to the end")
+    expect(
+        len(b"".join(found)) <= len(b"".join(given)),
+        f"{case} became {found}: the second token of the pair stands there twice; after a match, go on by two tokens",
+    )
+    expect(
+        c in found,
+        f"{case} became {found}: the last token is lost; it has no right neighbour, and still belongs to the text",
+    )
+    expect_equal(found, [b"ab", b"ab", c], case)
+    expect_equal(solution([a, a, a], (a, a)), [b"aa", a], "aaa with the pair a, a (occurrences do not overlap)")
+    expect_equal(solution([b"ab", c, a], (b"ab", c)), [b"abc", a], "a pair of tokens of two bytes and one byte")
+    expect_equal(solution([b"ab", a, b], (a, b)), [b"ab", b"ab"], "the pair a, b in the tokens ab, a, b")
+    expect_equal(solution([], (a, b)), [], "an empty list")
+
+
+@exercise
 def longest_match(solution) -> None:
     """Greedy tokens, longest first."""
     ranks = {bytes([byte]): byte for byte in range(256)}

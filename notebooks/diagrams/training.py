@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from .drawing import Canvas, Diagram
-from .palette import GRADIENT, GREY, MARK, MODULE, PLAIN, number, shown
+from .palette import GRADIENT, GREY, MARK, MODULE, PLAIN, number, shown, text_width
 from .parts import axes, power, scale, short
 
 
@@ -45,24 +45,26 @@ def loader_line(line: Sequence[str], T: int = 4, ranks: int = 2, micro_batch: in
     B = (len(line) - 1) // T
     steps = B // (ranks * micro_batch)
     many = "one micro-step" if steps == 1 else f"{steps} micro-steps"
+    who = "one rank" if ranks == 1 else f"{ranks} ranks"
     canvas = Canvas(
-        f"One line of {B * T + 1} tokens feeds {ranks} ranks in {many}, and every input is read once.",
+        f"One line of {B * T + 1} tokens feeds {who} in {many}, and every input is read once.",
         f"The line is cut into {B} sequences of {T} inputs. Rank r takes {B // ranks} neighbouring sequences, in "
         f"micro-batches of {micro_batch}. The targets are the same tokens, one place later.",
     )
-    w = min(26.0, canvas.inner / len(line))
+    widest = max(26.0, *(text_width(shown(token), 11, mono=True) + 6 for token in line))
+    w = min(widest, canvas.inner / len(line))
     for i, token in enumerate(line):
         rank = min(i // T, B) // (B // ranks)
         colour = PLAIN if i == B * T else (MODULE, MARK)[rank % 2]
         canvas.rect(i * w, 0, w - 2, 24, colour)
-        canvas.text((i + 0.5) * w - 1, 12, shown(token), size=min(11, w / 2.2), mono=True)
+        canvas.text((i + 0.5) * w - 1, 12, shown(token), size=_fitting(token, w), mono=True)
     for b in range(B):
         left, right = b * T * w, (b + 1) * T * w - 4
         canvas.path([(left, 28), (left, 34), (right, 34), (right, 28)], GREY, width=1)
         canvas.text((left + right) / 2, 44, f"sequence {b}" if T * w > 74 else str(b), size=11, colour=GREY)
-    beside = min(ranks, 2)  # ranks in a row
+    beside = min(ranks, 2) if widest == 26 else 1  # ranks in a row; words need the whole width
     gap, tall = canvas.inner / beside, 66 + 27 * steps * micro_batch + 6 * steps
-    cell = min(26.0, (gap - 110) / (2 * T + 1))
+    cell = min(widest, (gap - 110) / (2 * T + 1))
     for rank in range(ranks):
         mine = line[rank * steps * micro_batch * T : (rank + 1) * steps * micro_batch * T + 1]
         _rank_share(canvas.at(rank % beside * gap, 76 + rank // beside * tall), rank, mine, T, micro_batch, cell)
@@ -85,7 +87,12 @@ def _rank_share(canvas: Canvas, rank: int, line: Sequence[str], T: int, micro_ba
             for t in range(T):
                 canvas.rect(left + t * cell, y, cell - 2, 23, colour)
                 token = shown(line[row * T + t + shift])
-                canvas.text(left + (t + 0.5) * cell - 1, y + 11.5, token, size=min(11, cell / 2.2), mono=True)
+                canvas.text(left + (t + 0.5) * cell - 1, y + 11.5, token, size=_fitting(token, cell), mono=True)
+
+
+def _fitting(token: str, width: float) -> float:
+    """The size at which a token fits into a cell."""
+    return min(11, width / 2.2, (width - 4) / (0.61 * max(1, len(token))))
 
 
 # name → bits of the exponent and of the mantissa
