@@ -1,6 +1,6 @@
 """The contents of the suite, read from the notebooks.
 
-python notebooks/contents.py            writes the table of notebooks/README.md
+python notebooks/contents.py            writes the table of notebooks/README.md, glossary.md and summary.md
 """
 
 import ast
@@ -13,6 +13,24 @@ from nbformat import NotebookNode
 
 FOLDER = Path(__file__).resolve().parent
 PACKAGE = FOLDER.parent / "gpt2"
+# the terms of the glossary, as they stand in bold where they are introduced, by the number of the notebook
+TERMS = {
+    "00": "id, vector",
+    "01": "bytes, token, vocabulary, tokenizer, byte-pair encoding, merge, encode, decode, loss, nat, bit",
+    "02": "embedding, channels, score, softmax, causal mask, query, key, value, self-attention, attention head, "
+    "attention sink, induction heads, multi-head attention, block, optimizer",
+    "03": "residual stream, weight, bias, activation function, residual connection, gradient, token embedding, "
+    "position embedding, logits, dropout, overfitting",
+    "04": "sampling, autoregressive, seed, nucleus, key-value cache, memory-bound, grouped-query attention",
+    "05": "target, cross-entropy, likelihood, micro-batch, kernel, perplexity, weight tying, leak",
+    "06": "checkpoint, shards, memory map, world size, epoch, all-reduce, pinned memory",
+    "07": "roofline, exponent, mantissa, underflow, autocast, memory hierarchy, arithmetic intensity",
+    "08": "curvature, learning rate, warm-up, gradient accumulation",
+    "09": "ring all-reduce, reduce-scatter, all-gather, data parallelism, bucket",
+    "10": "document, corpus, shingles",
+    "11": "held out, standard error, arithmetic coder",
+    "12": "preset, outlier detector, resume point, training state, signal handler",
+}
 
 
 def find(prefixes: tuple[str, ...] = ()) -> list[Path]:
@@ -100,7 +118,38 @@ def table() -> str:
     return "\n".join(rows)
 
 
+def glossary() -> str:
+    """Every term with the sentence that introduces it, in alphabetical order. KeyError for a term that is not bold."""
+    entries = {}
+    for lesson in lessons():
+        text = re.sub(r"```.*?```", "", lesson.text, flags=re.DOTALL)
+        sentences = re.split(r"(?<=[.!?:])\s+(?=[A-Z`*$])|\n", text)
+        for term in TERMS[lesson.path.name[:2]].split(", "):
+            found = [sentence for sentence in sentences if f"**{term}**".lower() in sentence.lower()]
+            if not found:
+                raise KeyError(f"{lesson.path.name} does not introduce {term} in bold")
+            entries[term] = (
+                f"**{term}** ([{lesson.path.name[:2]}]({lesson.path.name})): {found[0].lstrip('- ').strip()}"
+            )
+    lines = [re.sub(r"\*\*", "", entry).replace(term, f"**{term}**", 1) for term, entry in entries.items()]
+    return "# Glossary\n\nEach term, with the sentence that introduces it.\n\n" + "\n".join(
+        f"- {line}" for line in sorted(lines, key=lambda line: line.strip("*").lower())
+    )
+
+
+def summary() -> str:
+    """The facts and equations with which the notebooks end."""
+    parts = ["# Facts and equations"]
+    for lesson in lessons():
+        end = lesson.text.split("### Five facts to remember")[1].split("### The module")[0]
+        facts, *equations = end.split("### Key equations")
+        parts.append("\n\n".join([f"## [{lesson.title}]({lesson.path.name})", *map(str.strip, [facts, *equations])]))
+    return "\n\n".join(parts)
+
+
 if __name__ == "__main__":
     index = FOLDER / "README.md"
     before = index.read_text(encoding="utf-8").split("| notebook |")[0]
     index.write_text(before + table() + "\n", encoding="utf-8")
+    for name, text in (("glossary", glossary()), ("summary", summary())):
+        (FOLDER / f"{name}.md").write_text(text + "\n", encoding="utf-8")

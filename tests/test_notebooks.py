@@ -106,7 +106,9 @@ def test_it_keeps_the_form_of_a_lesson(path):
     notebook = read(path)
     text = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
     assert re.match(rf"# {path.stem[:2]} · \S.*\n\n\S", text[0]) and "**Before:**" in text[0] and "**Time:**" in text[0]
-    assert "Predict" in "\n".join(text) and re.search("## What you (built|can do now|can now do)", text[-1])
+    assert "Predict" in "\n".join(text) and "## What you can do now" in text[-1]
+    ends = ["Five facts to remember", "Further reading", "The next question"]
+    assert [name for name in re.findall(r"^### (.+)$", text[-1], re.MULTILINE) if name in ends] == ends
     assert code(notebook)[0].source.startswith("import checks\n\nchecks.start()")
     assert not [cell.source for cell in code(notebook) if len(cell.source.splitlines()) > LINES]
     outputs = [out for cell in code(notebook) for out in cell.outputs]
@@ -190,6 +192,15 @@ def test_links_between_notebooks_lead_somewhere():
         for target in re.findall(r"\]\(([^)#]+)\)", lesson.text):
             if not target.startswith("http"):
                 assert (lesson.path.parent / target).exists(), f"{lesson.path.name}: {target}"
+
+
+def test_the_glossary_and_the_summary_are_those_of_the_notebooks(monkeypatch):
+    for name, text in (("glossary", contents.glossary()), ("summary", contents.summary())):
+        assert (ROOT / "notebooks" / f"{name}.md").read_text(encoding="utf-8") == text + "\n", "notebooks/contents.py"
+    assert contents.summary().count("\n5. ") == len(NOTEBOOKS)  # five facts each
+    monkeypatch.setitem(contents.TERMS, "00", "id, flux capacitor")
+    with pytest.raises(KeyError, match="does not introduce flux capacitor in bold"):
+        contents.glossary()
 
 
 def test_the_index_and_the_map_list_the_notebooks_as_they_are():
