@@ -18,7 +18,7 @@ TERMS = {
     "00": "id, vector",
     "01": "bytes, token, vocabulary, tokenizer, byte-pair encoding, merge, encode, decode, loss, nat, bit",
     "02": "embedding, channels, score, softmax, causal mask, query, key, value, self-attention, attention head, "
-    "attention sink, induction heads, multi-head attention, block, optimizer",
+    "attention sink, induction heads, multi-head attention, block, optimiser",
     "03": "residual stream, weight, bias, activation function, residual connection, gradient, token embedding, "
     "position embedding, logits, dropout, overfitting",
     "04": "sampling, autoregressive, seed, nucleus, key-value cache, memory-bound, grouped-query attention",
