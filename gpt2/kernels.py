@@ -35,7 +35,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (…, in) @ weight (out, in)ᵀ + bias (out,), as `F.linear`; without autocast, computed in the precision of x.
 
     On a CPU, `F.linear` calls MKL in fp32. oneDNN may be faster: on an AMD EPYC it took 0.6 of the time for a single
-    row, as in sampling, and 0.7 for many. On an Intel Xeon with AMX it was slower. So a short measurement decides.
+    row, as in sampling, and 0.7 for many. On an Intel Xeon with AMX one row was slower. A measurement decides.
     """
     weight, bias = _as_input(x, weight), None if bias is None else _as_input(x, bias)
     plain = torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype != torch.float32 or not x.numel()
