@@ -69,9 +69,9 @@ def train(run: Run, processes: Processes) -> None:
         # the model: the same weights in every process
         model = make_model(run, config, processes.device)
         recompute(model, run.system.recompute)
+        set_attention_kernel(processes.device, run.system.attention)
         execution = choose_execution(run, model, processes)
         set_matmul_precision(execution.precision)
-        set_attention_kernel(processes.device, run.system.attention)
         data.loader.micro_batch = execution.micro_batch
         # parallelise: from here on this process may hold only its part of the weights
         trained = wrap(model, processes, execution.compiled, run.system.zero)

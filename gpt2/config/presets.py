@@ -149,7 +149,7 @@ PRESETS: dict[str, tuple[str, Run]] = {
         _demo("demo", MUON, Schedule(steps=1500, kind="trapezoid", warmup=0, final_fraction=0.0, plateau=0.4)),
     ),
     "shakespeare": (
-        "nanoGPT's CPU example, by the byte: 0.205 M tokens, 1.1e12 FLOPs; val loss 1.86, 13 s on two CPU cores",
+        "nanoGPT's CPU example, by the byte: 0.205 M tokens, 1.1e12 FLOPs; val loss 1.82, 14 to 18 s on two CPU cores",
         Run(
             model=Model(init="d6", vocab_size=257, block_size=64, n_layer=4, n_head=4, n_embd=128),
             parts=SPEEDRUN,
