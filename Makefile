@@ -4,6 +4,7 @@
 # make lab        JupyterLab on notebooks/
 # make notebooks  execute in place the notebooks whose code has changed
 # make notebooks-test  execute all of them, and leave them as they are
+# make classroom  copies of the notebooks without outputs and solutions
 # make lint       formatting, lint and types
 # make clean      remove what these made (not data/ or runs/ of your own)
 #
@@ -16,7 +17,7 @@ READY := .venv/ready
 DEMO := runs/demo
 STORIES := data/stories-2048
 
-.PHONY: setup demo test lab notebooks notebooks-test lint clean
+.PHONY: setup demo test lab notebooks notebooks-test classroom lint clean
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml constraints.txt
@@ -52,6 +53,9 @@ notebooks: $(READY)
 
 notebooks-test: $(READY)
 	$(BIN)/python notebooks/execute.py --out runs/notebooks-test
+
+classroom: $(READY)
+	$(BIN)/python notebooks/classroom.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

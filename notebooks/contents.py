@@ -1,6 +1,6 @@
 """The contents of the suite, read from the notebooks.
 
-python notebooks/contents.py            writes the table of notebooks/README.md, glossary.md and summary.md
+python notebooks/contents.py            writes the end of README.md, prerequisites.svg, glossary.md and summary.md
 """
 
 import ast
@@ -8,28 +8,53 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import diagrams
 import nbformat
+from diagrams.palette import COMMUNICATION, QUERY
 from nbformat import NotebookNode
 
 FOLDER = Path(__file__).resolve().parent
 PACKAGE = FOLDER.parent / "gpt2"
 # the terms of the glossary, as they stand in bold where they are introduced, by the number of the notebook
 TERMS = {
-    "00": "id, vector",
-    "01": "bytes, token, vocabulary, tokenizer, byte-pair encoding, merge, encode, decode, loss, nat, bit",
-    "02": "embedding, channels, score, softmax, causal mask, query, key, value, self-attention, attention head, "
-    "attention sink, induction heads, multi-head attention, block, optimiser",
-    "03": "residual stream, weight, bias, activation function, residual connection, gradient, token embedding, "
+    "00": "id, vector, weights, learning rate, gradient, optimiser, held out",
+    "01": "bytes, token, vocabulary, tokenizer, byte-pair encoding, merge, encode, decode, document, loss, nat, bit",
+    "02": "seed, embedding, channels, score, softmax, causal mask, query, key, value, self-attention, attention head, "
+    "attention sink, induction heads, multi-head attention, block, leak",
+    "03": "residual stream, bias, activation function, residual connection, token embedding, "
     "position embedding, logits, dropout, overfitting",
-    "04": "sampling, autoregressive, seed, nucleus, key-value cache, memory-bound, grouped-query attention",
-    "05": "target, cross-entropy, likelihood, micro-batch, kernel, perplexity, weight tying, leak",
+    "04": "sampling, autoregressive, nucleus, key-value cache, memory-bound, grouped-query attention",
+    "05": "target, cross-entropy, likelihood, micro-batch, kernel, perplexity, weight tying",
     "06": "checkpoint, shards, memory map, world size, epoch, all-reduce, pinned memory",
     "07": "roofline, exponent, mantissa, underflow, autocast, memory hierarchy, arithmetic intensity",
-    "08": "curvature, learning rate, warm-up, gradient accumulation",
+    "08": "curvature, warm-up, gradient accumulation",
     "09": "ring all-reduce, reduce-scatter, all-gather, data parallelism, bucket",
-    "10": "document, corpus, shingles",
-    "11": "held out, standard error, arithmetic coder",
+    "10": "corpus, shingles",
+    "11": "standard error, arithmetic coder",
     "12": "preset, outlier detector, resume point, training state, signal handler",
+}
+
+# what stands in the box of a notebook in the drawing
+LABELS = {
+    "00": "the whole",
+    "01": "tokens",
+    "02": "attention",
+    "03": "GPT-2",
+    "04": "sampling",
+    "05": "loss",
+    "06": "loader",
+    "07": "speed",
+    "08": "AdamW",
+    "09": "many GPUs",
+    "10": "documents",
+    "11": "scores",
+    "12": "the run",
+}
+# reading paths: what a reader wants → the notebooks, and for whom
+PATHS = {
+    "only the architecture": ("00 01 02 03 04", "how GPT-2 turns text into text"),
+    "only training": ("00 01 05 06 07 08 09 12", "for those who know the transformer"),
+    "everything": (" ".join(LABELS), "in order"),
 }
 
 
@@ -57,6 +82,28 @@ class Lesson:
     promise: str
     code: str
     text: str
+
+    @property
+    def number(self) -> str:
+        """The two digits that its name begins with."""
+        return self.path.name[:2]
+
+    @property
+    def before(self) -> set[str]:
+        """The numbers of the notebooks that it says are to be read before it."""
+        line = re.findall(r"\*\*Before:\*\* (.*?) \*\*Time", self.text)[0]
+        if "all the others" in line:
+            return {number for number in LABELS if number < self.number}
+        first, *more = re.findall(r"`(\d\d)_", line) or [""]
+        if f"`{first}_" in line and "` to `" in line:
+            return {f"{number:02d}" for number in range(int(first), int(more[0]) + 1)}
+        return {first, *more} - {""}
+
+    @property
+    def minutes(self) -> int:
+        """The minutes that it says it takes to read."""
+        found = re.findall(r"\*\*Time:\*\* (an hour|ten|\d+)", self.text)[0]
+        return {"an hour": 60, "ten": 10}.get(found) or int(found)
 
     @property
     def modules(self) -> list[str]:
@@ -118,23 +165,46 @@ def table() -> str:
     return "\n".join(rows)
 
 
+def paths() -> str:
+    """The drawing of what depends on what, and the reading paths with their hours, as Markdown."""
+    minutes = {lesson.number: lesson.minutes for lesson in lessons()}
+    rows = ["| path | notebooks | to read |", "|---|---|---|"]
+    for name, (numbers, whom) in PATHS.items():
+        hours = sum(minutes[number] for number in numbers.split()) / 60
+        rows.append(f"| {name}, {whom} | {numbers.replace(' ', ', ')} | {hours:.1f} hours |")
+    drawing = prerequisites()
+    return "\n".join([f"![{drawing.title} {drawing.description}](prerequisites.svg)", "", *rows])
+
+
+def prerequisites() -> diagrams.Diagram:
+    """The drawing of what depends on what. What a notebook needs includes what that needs."""
+    needed: dict[str, set[str]] = {}
+    for lesson in lessons():
+        needed[lesson.number] = lesson.before.union(*(needed[number] for number in lesson.before))
+    marked = {name: PATHS[name][0].split() for name in list(PATHS)[:2]}
+    colours = dict(zip(marked, (QUERY, COMMUNICATION), strict=True))
+    return diagrams.prerequisites(needed, LABELS, {name: (colours[name], marked[name]) for name in marked})
+
+
 def glossary() -> str:
     """Every term with the sentence that introduces it, in alphabetical order. KeyError for a term that is not bold."""
-    entries = {}
+    found_in = {}
     for lesson in lessons():
         text = re.sub(r"```.*?```", "", lesson.text, flags=re.DOTALL)
-        sentences = re.split(r"(?<=[.!?:])\s+(?=[A-Z`*$])|\n", text)
-        for term in TERMS[lesson.path.name[:2]].split(", "):
+        sentences = re.split(r"(?<=[.!?:])\s+(?=[A-Z`*$])|\n| \| ", text)
+        for term in TERMS[lesson.number].split(", "):
             found = [sentence for sentence in sentences if f"**{term}**".lower() in sentence.lower()]
             if not found:
                 raise KeyError(f"{lesson.path.name} does not introduce {term} in bold")
-            entries[term] = (
-                f"**{term}** ([{lesson.path.name[:2]}]({lesson.path.name})): {found[0].lstrip('- ').strip()}"
-            )
-    lines = [re.sub(r"\*\*", "", entry).replace(term, f"**{term}**", 1) for term, entry in entries.items()]
-    return "# Glossary\n\nEach term, with the sentence that introduces it.\n\n" + "\n".join(
-        f"- {line}" for line in sorted(lines, key=lambda line: line.strip("*").lower())
-    )
+            found_in[term] = f"**{term}** ([{lesson.number}]({lesson.path.name})): {found[0].strip('-| ')}"
+    lines = [re.sub(r"\*\*", "", entry).replace(term, f"**{term}**", 1) for term, entry in found_in.items()]
+    entries = "\n".join(f"- {line}" for line in sorted(lines, key=lambda line: line.strip("*").lower()))
+    return f"# Glossary\n\nEach term, with the sentence that introduces it.\n\n{entries}\n\n## Notation\n\n{notation()}"
+
+
+def notation() -> str:
+    """The letters of the suite, as the table in notebook 02 has them."""
+    return re.findall(r"\*\*Notation\.\*\*.*?\n\n(\|.*?)\n\n", lessons()[2].text, re.DOTALL)[0]
 
 
 def summary() -> str:
@@ -149,7 +219,8 @@ def summary() -> str:
 
 if __name__ == "__main__":
     index = FOLDER / "README.md"
-    before = index.read_text(encoding="utf-8").split("| notebook |")[0]
-    index.write_text(before + table() + "\n", encoding="utf-8")
+    before = index.read_text(encoding="utf-8").split("![")[0]
+    index.write_text(before + paths() + "\n\n" + table() + "\n", encoding="utf-8")
+    prerequisites().save(FOLDER / "prerequisites.svg")
     for name, text in (("glossary", glossary()), ("summary", summary())):
         (FOLDER / f"{name}.md").write_text(text + "\n", encoding="utf-8")

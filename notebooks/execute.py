@@ -13,6 +13,7 @@ import ast
 import base64
 import hashlib
 import io
+import itertools
 import math
 import platform
 import re
@@ -35,6 +36,7 @@ from gpt2.__main__ import COMMANDS
 
 ROOT = FOLDER.parent
 PYTHON = ".".join(platform.python_version_tuple()[:2])
+PNG = re.compile(r"(?<=data:image/png;base64,)[\w+/=]+")
 CELL_TIMEOUT = 900  # s; enough for a slow machine that runs other programs too
 
 
@@ -88,11 +90,25 @@ def is_stale(notebook: NotebookNode) -> bool:
 def lighten(notebook: NotebookNode) -> None:
     """Store the figures with a palette of 128 colours. This takes a third of the bytes, and shows no difference."""
     for output in (output for cell in code(notebook) for output in cell.outputs):
-        if png := output.get("data", {}).get("image/png"):
-            small = io.BytesIO()
-            picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
-            picture.quantize(128, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
-            output["data"]["image/png"] = base64.b64encode(small.getvalue()).decode()
+        if "text/html" in output.get("data", {}):
+            output["data"]["text/html"] = PNG.sub(lambda found: _with_palette(found[0]), output["data"]["text/html"])
+
+
+def fold(notebook: NotebookNode) -> None:
+    """Hide the output of the cell after a prediction, until the reader opens it."""
+    for cell, after in itertools.pairwise(notebook.cells):
+        if after.cell_type == "code":
+            after.metadata.pop("jupyter", None)
+            if cell.cell_type == "markdown" and "**Predict" in cell.source:
+                after.metadata["jupyter"] = {"outputs_hidden": True}
+
+
+def _with_palette(png: str) -> str:
+    """A PNG in base64 → the same with a palette."""
+    small = io.BytesIO()
+    picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    picture.quantize(128, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    return base64.b64encode(small.getvalue()).decode()
 
 
 def execute(path: Path) -> tuple[NotebookNode, float]:
@@ -107,6 +123,7 @@ def execute(path: Path) -> tuple[NotebookNode, float]:
     client.execute()
     notebook.metadata.pop("language_info", None)
     lighten(notebook)
+    fold(notebook)
     notebook.metadata["executed"] = {"checksum": checksum(notebook), "python": PYTHON}
     return notebook, time.perf_counter() - started
 

@@ -4,6 +4,7 @@ import math
 import re
 import sys
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -559,3 +560,40 @@ def test_code_that_returns_nothing_or_stops_is_told_so(name, capsys):
     assert told(name, f"def {function}(*_, **__): pass", capsys).startswith("Not yet")
     answer = told(name, f"def {function}(*_, **__): return [][1]", capsys)
     assert answer.startswith("Not yet: it stopped with IndexError")
+
+
+def test_the_end_of_a_notebook_says_which_exercises_are_solved(capsys, monkeypatch):
+    monkeypatch.setattr(checks, "_last_results", {})
+
+    def wrong(solution):
+        raise checks.Wrong("off by one")
+
+    def one(solution):
+        solution()
+
+    one_tells, wrong_tells = checks.exercise(one), checks.exercise(wrong)
+    checks.solved()
+    one_tells(not_yet)
+    wrong_tells(None)
+    checks.solved()
+    one_tells(lambda: None)  # the last call counts
+    checks.solved()
+    said = capsys.readouterr().out.splitlines()
+    assert [line for line in said if line.startswith("Solved")] == [
+        "Solved: 0 of 0.",
+        "Solved: 0 of 2. Wrong: wrong. Open: one.",
+        "Solved: 1 of 2. Wrong: wrong.",
+    ]
+
+
+def not_yet():
+    raise NotImplementedError
+
+
+def test_the_alternative_text_of_a_figure_says_its_titles_and_axes():
+    figure, (left, right) = plt.subplots(1, 2)
+    figure.suptitle("Loss falls")
+    left.set(title="early\nsteps", xlabel="step", ylabel="loss")
+    right.set_title("late steps.", loc="left")
+    assert checks.titles(figure) == "Loss falls. early steps. late steps. Axes: loss over step."
+    plt.close(figure)

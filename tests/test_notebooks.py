@@ -2,6 +2,7 @@
 
 import datetime
 import importlib.util
+import itertools
 import os
 import re
 import subprocess
@@ -14,11 +15,14 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "notebooks"))
 
 import checks
+import classroom
 import contents
 import execute
 import mutations
 from contents import code, find, read
 from execute import checksum, is_stale
+
+from gpt2.system.errors import UserError
 
 NOTEBOOKS = find()
 CPU_SECONDS, KILOBYTES, MEBIBYTES, LINES = 400, 500, 4096, 30
@@ -112,7 +116,7 @@ def test_it_keeps_the_form_of_a_lesson(path):
     assert code(notebook)[0].source.startswith("import checks\n\nchecks.start()")
     assert not [cell.source for cell in code(notebook) if len(cell.source.splitlines()) > LINES]
     outputs = [out for cell in code(notebook) for out in cell.outputs]
-    assert any("image/png" in out.get("data", {}) for out in outputs)
+    assert any("data:image/png" in out.get("data", {}).get("text/html", "") for out in outputs)
     exercises = [cell for cell in code(notebook) if "exercise" in cell.metadata.get("tags", [])]
     assert 2 <= len(exercises) <= 6 and all("raise NotImplementedError" in cell.source for cell in exercises)
     assert "\n".join(text).count("<details><summary>Solution</summary>") == len(exercises)
@@ -204,6 +208,93 @@ def test_the_glossary_and_the_summary_are_those_of_the_notebooks(monkeypatch):
 
 
 def test_the_index_and_the_map_list_the_notebooks_as_they_are():
-    assert contents.table() in (ROOT / "notebooks" / "README.md").read_text(encoding="utf-8")
+    index = (ROOT / "notebooks" / "README.md").read_text(encoding="utf-8")
+    assert contents.table() in index and contents.paths() in index
+    assert (ROOT / "notebooks" / "prerequisites.svg").read_text(encoding="utf-8") == contents.prerequisites().svg
     maps = [out for cell in code(read(NOTEBOOKS[0])) for out in cell.outputs if "contents.table()" in cell.source]
     assert [out["data"]["text/markdown"] for out in maps] == [contents.table()], "run python notebooks/execute.py 00"
+
+
+def running_text(lesson):
+    """The text of a notebook without its list of aims, its exercises, headings, links, code and formulas."""
+    cells = [cell.source for cell in read(lesson.path).cells[1:] if cell.cell_type == "markdown"]
+    text = "\n\n".join(cells).split("## Your turn")[0]
+    text = re.sub(r"<details><summary>Solution</summary>.*?</details>", "", text, flags=re.DOTALL)
+    text = re.sub(r"```.*?```|`[^`\n]+`|\[[^\]\n]*\]\([^)\n]*\)|\$\$.*?\$\$|\$[^$\n]*\$", " · ", text, flags=re.DOTALL)
+    return re.sub(r"^#.*$", "", text, flags=re.MULTILINE)
+
+
+def used_too_early(texts, terms):
+    """(notebook, term) for each term that stands in a text before the place where it is bold; `terms` per notebook."""
+    found = []
+    for home, names in enumerate(terms):
+        for term in names:
+            own = re.split(rf"\*\*{re.escape(term)}\*\*", texts[home], maxsplit=1, flags=re.IGNORECASE)[0]
+            for i, text in enumerate([*texts[:home], own]):
+                if re.search(rf"(?<![\w-]){re.escape(term)}s?(?![\w-])", text, re.IGNORECASE):
+                    found.append((i, term))
+    return found
+
+
+def test_no_term_is_used_before_it_is_introduced():
+    """Notebook 00, which shows the reader round, may name what comes later."""
+    texts = ["", *(running_text(lesson) for lesson in contents.lessons()[1:])]
+    terms = [[], *([*contents.TERMS[path.name[:2]].split(", ")] for path in NOTEBOOKS[1:])]
+    assert used_too_early(texts, terms) == []
+    assert used_too_early(["a leak", "Leaks first, then a **leak**."], [[], ["leak"]]) == [(0, "leak"), (1, "leak")]
+    assert used_too_early(["", "A **leak**. Leaks later."], [[], ["leak"]]) == []
+
+
+def test_a_copy_for_a_class_has_the_stubs_and_no_solution_or_output(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(classroom, "FOLDER", tmp_path / "notebooks")
+    monkeypatch.setattr(sys, "argv", ["classroom.py", "--out", str(tmp_path / "class")])
+    for name in ("checks", "diagrams"):
+        (tmp_path / "notebooks" / name).mkdir(parents=True)
+    classroom.main()
+    copies = sorted((tmp_path / "class").glob("*.ipynb"))
+    assert [path.name for path in copies] == [path.name for path in NOTEBOOKS]
+    for path, copy in zip(NOTEBOOKS, copies, strict=True):
+        original, copied = read(path), read(copy)
+        assert not [cell for cell in code(copied) if cell.outputs or cell.execution_count]
+        assert [cell.source for cell in code(copied)] == [cell.source for cell in code(original)]
+        text = "\n".join(cell.source for cell in copied.cells if cell.cell_type == "markdown")
+        assert "<summary>Solution" not in text and text.count("<details>") == text.count("</details>")
+    folded = [cell.source for cell in code(read(copies[4])) if cell.metadata.get("jupyter", {}).get("source_hidden")]
+    assert any("def keep_top_p" in source for source in folded)
+    with pytest.raises(UserError, match="may hold a student's work"):
+        classroom.main()
+    monkeypatch.setattr(sys, "argv", ["classroom.py", "--out", str(tmp_path / "else" / "where")])
+    with pytest.raises(UserError, match="is not a folder in"):
+        classroom.main()
+
+
+def test_every_picture_has_an_alternative_text_that_says_what_it_shows():
+    for path in NOTEBOOKS:
+        outputs = [out for cell in code(read(path)) for out in cell.outputs]
+        assert not any("image/png" in out.get("data", {}) for out in outputs), path.name
+        images = re.findall(r"<img[^>]*>", "\n".join(str(out.get("data", {}).get("text/html", "")) for out in outputs))
+        assert images
+        for image in images:
+            assert len(re.search(r'alt="([^"]*)"', image)[1]) > 20, f"{path.name}: {image[:200]}"
+
+
+def test_the_output_that_answers_a_prediction_is_folded():
+    for path in NOTEBOOKS:
+        cells = read(path).cells
+        for cell, after in itertools.pairwise(cells):
+            asks = cell.cell_type == "markdown" and "**Predict" in cell.source and after.cell_type == "code"
+            hidden = after.metadata.get("jupyter", {}).get("outputs_hidden", False)
+            assert hidden == asks or after.cell_type != "code", f"{path.name}: {after.source[:60]}"
+
+
+def test_every_notebook_ends_by_saying_which_of_its_exercises_are_solved():
+    for path in NOTEBOOKS:
+        sources = [cell.source for cell in code(read(path))]
+        assert sources[-1] == "checks.solved()", path.name
+
+
+def test_every_notebook_is_light():
+    """About 300 lines of code that are not blank, the stubs of the exercises included."""
+    for path in NOTEBOOKS:
+        lines = [line for cell in code(read(path)) for line in cell.source.splitlines() if line.strip()]
+        assert len(lines) <= 320, f"{path.name}: {len(lines)}"

@@ -1,10 +1,13 @@
 """The common start of all notebooks, and the checkers for their exercises, one module per notebook.
 
 A checker takes the reader's function and raises `Wrong` with a sentence that says what is wrong. `exercise` turns the
-checker into one that prints this sentence, so that no solution can stop the notebook.
+checker into one that prints this sentence, so that no solution can stop the notebook. `solved` ends a notebook: it says
+which of its exercises are solved.
 """
 
+import base64
 import functools
+import html
 import importlib
 import importlib.util
 import os
@@ -45,6 +48,34 @@ def start(seed: int = 0) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed)
     style()
+    _show_figures_with_their_titles()
+
+
+def _show_figures_with_their_titles() -> None:
+    """Let the kernel show each figure of matplotlib as an image whose alternative text is `titles` of the figure."""
+    if (shell := sys.modules.get("IPython") and sys.modules["IPython"].get_ipython()) is None:
+        return
+    from IPython.core.pylabtools import print_figure
+    from matplotlib.figure import Figure
+    from matplotlib_inline.config import InlineBackend
+
+    def image(figure: Figure) -> str:
+        data = base64.b64encode(print_figure(figure, "png")).decode()
+        return f'<img alt="{html.escape(titles(figure))}" src="data:image/png;base64,{data}">'
+
+    InlineBackend.instance(parent=shell).figure_formats = set()
+    shell.display_formatter.formatters["text/html"].for_type(Figure, image)
+
+
+def titles(figure: Any) -> str:
+    """The titles of a figure and its parts, which say what it shows, and the names of its axes."""
+    parts = [figure.get_suptitle()]
+    for axis in figure.axes:
+        parts += [axis.get_title(loc) for loc in ("left", "center", "right")]
+    found = list(dict.fromkeys(" ".join(part.split()) for part in parts if part.strip()))
+    names = [(axis.get_xlabel(), axis.get_ylabel()) for axis in figure.axes]
+    axes = list(dict.fromkeys(f"{y} over {x}" for x, y in names if x and y))
+    return ". ".join(part.rstrip(".") for part in [*found, *(["Axes: " + "; ".join(axes)] if axes else [])]) + "."
 
 
 def __getattr__(name: str) -> Any:
@@ -58,15 +89,20 @@ class Wrong(Exception):
     """What is wrong with a solution, in a sentence for the reader who wrote it."""
 
 
+_last_results: dict[str, str] = {}  # solved, open or wrong, per checker that was called
+
+
 def exercise(check: Callable[..., None]) -> Callable[..., None]:
     """Print the result of `check`: right, not tried yet, wrong and why, or where the solution stopped."""
 
     @functools.wraps(check)
     def tell(solution: Any, *others: Any) -> None:
+        _last_results[check.__name__] = "wrong"
         try:
             check(solution, *others)
         except NotImplementedError:
-            print("Your turn: replace `raise NotImplementedError`. The solution is folded below.")
+            _last_results[check.__name__] = "open"
+            print("Your turn: replace `raise NotImplementedError`.")
         except Wrong as wrong:
             print(f"Not yet: {wrong}")
         except Exception as error:
@@ -76,9 +112,20 @@ def exercise(check: Callable[..., None]) -> Callable[..., None]:
             ]
             print(f"Not yet: it stopped with {type(error).__name__}: {error} (at `{(own or lines)[-1].line}`)")
         else:
+            _last_results[check.__name__] = "solved"
             print("Right.")
 
     return tell
+
+
+def solved() -> None:
+    """Print which exercises of this notebook are solved, wrong and open, by what their checkers said last."""
+    names = {kind: [name for name, found in _last_results.items() if found == kind] for kind in ("wrong", "open")}
+    right = len(_last_results) - sum(map(len, names.values()))
+    print(f"Solved: {right} of {len(_last_results)}.", end="")
+    for kind, some in names.items():
+        print(f" {kind.capitalize()}: {', '.join(some)}." if some else "", end="")
+    print()
 
 
 def expect(condition: Any, sentence: str) -> None:

@@ -17,7 +17,7 @@ from .drawing import Diagram
 from .model import gpt2, gradient_flow, kv_cache, mlp, residual_block, sampling_rules
 from .parallel import ddp_timeline, ring_all_reduce, zero_stages
 from .runs import bits_per_byte, checkpoint, data_pipeline, hellaswag, resume_timeline, standard_error_of_difference
-from .text import bpe_merges, cross_entropy, pipeline, shifted_targets, text_to_logits
+from .text import bpe_merges, cross_entropy, pipeline, prerequisites, shifted_targets, text_to_logits
 from .training import accumulation, adam_averages, loader_line, number_formats, roofline, schedule, training_loop
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "number_formats",
     "one_query",
     "pipeline",
+    "prerequisites",
     "residual_block",
     "resume_timeline",
     "ring_all_reduce",

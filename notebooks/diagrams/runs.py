@@ -54,7 +54,7 @@ def checkpoint(
     """12 §3 and §4: what a checkpoint holds, and what goes wrong without each part. `sizes`: bytes of some parts."""
     sizes = sizes or {}
     canvas = Canvas(
-        f"A checkpoint is more than weights: {len(parts)} parts make the resumed run equal to the last bit.",
+        f"A checkpoint is more than weights: {len(parts)} parts let a resumed run go on as if it had never stopped.",
         " ".join(f"{name} ({place}); without it, {effect}." for name, (place, effect) in parts.items()),
     )
     canvas.rect(0, 18, 446, 26 + 36 * len(parts), PLAIN, radius=10)

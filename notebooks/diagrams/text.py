@@ -1,9 +1,9 @@
 """Diagrams of notebooks 00 and 01: the whole suite, and the way from text to tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from .drawing import Canvas, Diagram
-from .palette import GRADIENT, GREY, MARK, MODULE, PLAIN, RESIDUAL, number, shown
+from .palette import GRADIENT, GREY, MARK, MODULE, PLAIN, RESIDUAL, Colour, number, shown
 from .parts import bars, cells
 
 # number of the notebook → label, note, and the left, upper corner of its box
@@ -57,6 +57,61 @@ def pipeline(stage: str | int = "00") -> Diagram:
     for x in (315, 777):
         canvas.path([(x, 128), (x, 92)], PLAIN, dashed=True)
     canvas.path([(185, 128), (185, 84), (250, 84)], PLAIN, dashed=True)
+    return canvas.finish()
+
+
+# number of the notebook → column and row in the drawing of what depends on what
+PLACES = {
+    "00": (0, 1),
+    "01": (1, 1),
+    "02": (2, 1),
+    "03": (3, 1),
+    "04": (4, 0),
+    "05": (4, 1),
+    "06": (2, 2),
+    "07": (5, 1),
+    "08": (6, 1),
+    "09": (7, 1),
+    "10": (3, 3),
+    "11": (7, 2),
+    "12": (8, 1),
+}
+
+
+def prerequisites(
+    before: Mapping[str, Collection[str]], names: Mapping[str, str], paths: Mapping[str, tuple[Colour, Collection[str]]]
+) -> Diagram:
+    """README of the notebooks: which notebook needs which, and which ones the reading paths take.
+
+    `before`: per number, those to have read; `paths`: the name of a path → its colour and its numbers.
+    """
+    canvas = Canvas(
+        "The main road is 00 to 03, 05, 07 to 09 and 12. The other notebooks leave it and come back.",
+        " ".join(f"{key} needs {', '.join(sorted(needed))}." for key, needed in before.items() if needed),
+    )
+    step, high, wide, tall = (canvas.inner - 80) / 8, 66, 80, 46
+    # an arrow from a to b says nothing new if b also needs something that needs a
+    arrows = {key: {a for a in needed if not any(a in before[b] for b in needed)} for key, needed in before.items()}
+    for key, (column, row) in PLACES.items():
+        x, y = step * column, high * row
+        canvas.box(x, y, wide, tall, key, MODULE, note=names[key])
+        for i, (colour, numbers) in enumerate(paths.values()):
+            if key in numbers:
+                canvas.dot(x + wide - 9 - 10 * i, y + 9, colour)
+        for other in sorted(arrows[key]):
+            from_column, from_row = PLACES[other]
+            x0, y0 = step * from_column, high * from_row
+            if row == from_row:
+                canvas.arrow((x0 + wide, y0 + tall / 2), (x, y + tall / 2))
+            elif row == 1:  # back to the main road: along, then up or down
+                end = (x + wide / 4, y if from_row < row else y + tall)
+                canvas.arrow((x0 + wide, y0 + tall / 2), (end[0], y0 + tall / 2), end)
+            else:
+                start = (x0 + 3 * wide / 4, y0 if row < from_row else y0 + tall)
+                canvas.arrow(start, (start[0], y + tall / 2), (x, y + tall / 2))
+    for i, (name, (colour, _)) in enumerate(paths.items()):
+        canvas.dot(10 + 220 * i, 4 * high + 2, colour)
+        canvas.text(22 + 220 * i, 4 * high + 2, name, size=12, anchor="start", colour=GREY)
     return canvas.finish()
 
 

@@ -8,13 +8,13 @@ from .palette import GRADIENT, GREY, MARK, MODULE, PLAIN, number, shown, text_wi
 from .parts import axes, power, scale, short
 
 
-def training_loop(loss: float, norm: float, limit: float, rate: float) -> Diagram:
+def training_loop(loss: float, norm: float, limit: float, rate: float, optimizer: str = "AdamW") -> Diagram:
     """08 §12: one step of training, with the loss, the gradient norm and the learning rate of a real step."""
     kept = min(norm, limit)
     canvas = Canvas(
         "One step: forward makes a loss, backward makes gradients, and the optimiser changes the weights.",
-        f"batch → forward → loss {loss:.3f} → backward → clip, norm {norm:.2f} becomes {kept:.2f} → AdamW with "
-        f"learning rate {power(rate, 1)} → the next batch.",
+        f"batch → forward → loss {loss:.3f} → backward → clip, norm {norm:.2f} becomes {kept:.2f} → "
+        f"{optimizer} with learning rate {power(rate, 1)} → the next batch.",
     )
     names = (
         ("batch", "loader"),
@@ -22,7 +22,7 @@ def training_loop(loss: float, norm: float, limit: float, rate: float) -> Diagra
         ("loss", f"{loss:.3f}"),
         ("backward", "autograd"),
         ("clip", f"{norm:.2f} → {kept:.2f}"),
-        ("AdamW", f"lr {power(rate, 1)}"),
+        (optimizer, f"lr {power(rate, 1)}"),
     )
     labels = ("x, y", "logits", "loss", "grads", "grads")
     shapes = ("(B,T)", "(B,T,V)", "()", "", "")
