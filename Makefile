@@ -35,7 +35,7 @@ setup: $(READY)
 
 demo: $(READY)
 	$(BIN)/python fineweb.py --source stories --vocab-size 2048 --out $(STORIES)
-	$(BIN)/torchrun --standalone --nproc_per_node=2 train_gpt2.py demo --log.overwrite --system.device cpu
+	$(BIN)/python train_gpt2.py demo --log.overwrite --system.device cpu
 	$(BIN)/gpt2 plot $(DEMO)/log.txt -o $(DEMO)/loss.png
 	$(BIN)/gpt2 evaluate $(DEMO)
 	$(BIN)/gpt2 generate $(DEMO) --prompt 'The old man looked at' --tokens 120

@@ -52,15 +52,19 @@ MUTATIONS = [
     Mutation("06", "gpt2/data/loader.py", "self.position += self.stride", "self.position += self.own"),
     Mutation("06", "gpt2/data/shards.py", "= 20240520, 1, 256", "= 20240521, 1, 256"),
     Mutation("07", "gpt2/planning/flops.py", "+ 12 * attention_products", "+ 6 * attention_products"),
+    Mutation("07", "gpt2/kernels.py", "(q / math.sqrt(q.size(-1))) @", "(q / q.size(-1)) @"),
     Mutation("08", "gpt2/optim/schedule.py", "(step + 1) / max(1, warmup)", "step / max(1, warmup)"),
     Mutation("08", "gpt2/optim/outliers.py", "(window[-1] - mean)", "(mean - window[-1])"),
+    Mutation("08", "train_gpt2.py", "state.trained(x, y) / len(micro_batches)", "state.trained(x, y)"),
     Mutation("09", "gpt2/training/distributed.py", "if last or not isinstance(", "if not last or not isinstance("),
     Mutation("09", "gpt2/training/distributed.py", "_gradient_sync(last or", "_gradient_sync(not last or"),
     Mutation("10", "gpt2/data/pipeline.py", "(END_OF_TEXT + text for", "(text + END_OF_TEXT for"),
     Mutation("10", "fineweb.py", "HELD_OUT = 20", "HELD_OUT = 10"),
     Mutation("11", "gpt2/evaluation/validation.py", "nats / math.log(2) / text_bytes", "nats / text_bytes"),
     Mutation("11", "gpt2/evaluation/hellaswag.py", ") < lengths[:, None]", ") <= lengths[:, None]"),
+    Mutation("11", "gpt2/evaluation/validation.py", "int(real.sum()) * T", "micro_batch * T"),
     Mutation("12", "gpt2/data/loader.py", 'int(state["position"] or 0)', "0"),
+    Mutation("12", "gpt2/training/saving.py", 'if key != "step"', 'if key == "step"'),
 ]
 
 

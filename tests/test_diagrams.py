@@ -37,6 +37,8 @@ ITEM = (
 )
 LOSSES = [15.4, 54.3, 47.3, 66.6], [5, 14, 11, 19], 1
 
+NEEDED = {f"{i:02d}": {f"{j:02d}" for j in range(i)} for i in range(13)}
+
 # function → arguments, of several sizes where the layout depends on them
 EXAMPLES = {
     "accumulation": [([0.21, 0.35, -0.08, 0.17],), ([1.0, 2.0],)],
@@ -66,6 +68,7 @@ EXAMPLES = {
         (WORDS[:3], [1.0, -1.0], [[1, 2], [0, 1], [3, 1]], [[1, 0], [0, 1], [2, 2]]),
     ],
     "pipeline": [(stage,) for stage in range(13)],
+    "prerequisites": [(NEEDED, dict.fromkeys(NEEDED, "label"), {"first": (COLOURS["query"], ["00", "12"])})],
     "residual_block": [(), (2, 5, 12)],
     "resume_timeline": [([20, 40, 60, 80], 47, 80), ([40, 80], 40, 80)],
     "ring_all_reduce": [(PARTS,), ([[1, 2, 3]] * 3,)],

@@ -122,7 +122,7 @@ def _demo(name: str, optim: Optim, schedule: Schedule, parts: Parts = GPT2, **sy
         eval=Eval(
             every=250, tokens=65_536, sample_every=1000, samples=1, sample_tokens=96, prompt="The old man looked at"
         ),
-        system=System(micro_batch=8, **system),
+        system=System(**system),
     )
 
 

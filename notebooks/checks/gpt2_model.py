@@ -1,10 +1,28 @@
-"""Checkers of notebook 03."""
+"""Checkers of notebook 03, and a folder of weights as the library `transformers` opens it."""
+
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from checks import exercise, expect, expect_equal
 from gpt2.model import GPT, GPTConfig
+
+
+def open_in_transformers(folder: Path) -> tuple[Any, Any] | None:
+    """The model and the tokenizer that the library `transformers` finds in a folder; None where it is not installed."""
+    if find_spec("transformers") is None:
+        print("transformers is not installed, so this is skipped; pip install transformers adds it")
+        return None
+    warnings.filterwarnings("ignore", message="IProgress not found")  # about a missing progress bar
+    import transformers
+
+    transformers.logging.disable_progress_bar()
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).float().eval()
+    return model, transformers.AutoTokenizer.from_pretrained(folder)
 
 
 def _shaken(config: GPTConfig) -> GPT:
