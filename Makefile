@@ -30,7 +30,7 @@ setup: $(READY)
 
 # what the tests compile for a GPU with; without it they are skipped
 .venv/lowering: $(READY)
-	-$(BIN)/python -m pip install --quiet -e '.[lowering]' -c constraints.txt
+	-$(BIN)/python -m pip install --quiet -e '.[lowering,fp8]' -c constraints.txt
 	touch $@
 
 demo: $(READY)

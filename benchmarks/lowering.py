@@ -48,7 +48,7 @@ from gpt2.planning.step import memory_rate, step_time
 from gpt2.system.devices import choose_precision
 from gpt2.system.errors import UserError, run_command
 from gpt2.system.ranges import check_ranges
-from gpt2.training.distributed import cast_in_use, recompute
+from gpt2.training.distributed import cast_in_use, multiply_in_fp8, recompute
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,8 @@ def make_model(run: Run, config: GPTConfig) -> nn.Module:
     model.to(torch.float32 if run.system.weights == "fp32" else torch.bfloat16)
     if run.system.weights == "bf16-cast":
         cast_in_use(model)
+    if run.system.fp8:
+        multiply_in_fp8(model, CUDA)
     recompute(model, run.system.recompute)
     return model
 

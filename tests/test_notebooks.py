@@ -164,6 +164,7 @@ NEEDS_NONE = {
         *("formats.checkpoint.remove_checkpoint", "formats.checkpoint.complete_checkpoint"),
     ),
     "weights as in the speedrun, whose lesson comes later": ("training.distributed.cast_in_use",),
+    "calls another library": ("training.distributed.multiply_in_fp8",),
     "turns one setting into another": ("training.setup.epochs_as_steps",),
     "refuses settings that do not go together": (
         *("planning.memory.check_recompute", "training.execution.check_precision"),

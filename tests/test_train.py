@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -23,7 +24,7 @@ from gpt2.formats.build import build, make_config
 from gpt2.logs.reader import read_log
 from gpt2.system.errors import UserError
 from gpt2.system.processes import Processes
-from gpt2.training.distributed import cast_in_use
+from gpt2.training.distributed import cast_in_use, multiply_in_fp8
 
 
 def test_one_process_of_eight_micro_steps_equals_two_of_four(shards, tmp_path):
@@ -142,8 +143,40 @@ def test_autocast_is_off_in_a_model_whose_weights_are_cast_in_use(preset, monkey
     assert not any(enabled for _, enabled in seen) and len(seen) > 2 * run.model.n_layer
 
 
+def test_products_in_fp8_follow_fp32(shards, tmp_path):
+    """Rounded as on a GPU, multiplied in fp32: the losses are near, and differ; weights and samples are ordinary."""
+    pytest.importorskip("torchao", reason="there is no torchao; pip install -e '.[fp8]'")
+    train(shards, tmp_path / "fp32")
+    train(shards, tmp_path / "fp8", "--system.fp8", "--eval.sample-every", "10", processes=2)
+    a, b = (read_log(tmp_path / name / "log.txt") for name in ("fp32", "fp8"))
+    np.testing.assert_allclose(b.loss, a.loss, atol=0.06, rtol=0)
+    assert np.abs(b.loss - a.loss).max() > 1e-4
+    assert " | sample: " in (tmp_path / "fp8" / "log.txt").read_text()
+    weights = load_file(tmp_path / "fp8" / "model" / "model.safetensors")
+    assert {t.dtype for t in weights.values()} == {torch.float32}
+    assert set(weights) == set(load_file(tmp_path / "fp32" / "model" / "model.safetensors"))
+
+
+def test_fp8_concerns_the_blocks_alone_and_is_refused_where_nothing_can_use_it(monkeypatch):
+    float8 = pytest.importorskip("torchao.float8.float8_linear", reason="there is no torchao")
+    run = PRESETS["gpt-oss-demo"][1]
+    model = build(make_config(run.model, run.parts))
+    multiply_in_fp8(model, torch.device("cpu"))
+    changed = {name for name, module in model.named_modules() if isinstance(module, float8.Float8Linear)}
+    assert changed and all(".attn." in name for name in changed), changed  # neither router, experts nor head
+    run = PRESETS["magnitude-demo"][1]
+    with pytest.raises(UserError, match="no linear map in the blocks of this model"):
+        multiply_in_fp8(build(make_config(run.model, run.parts)), torch.device("cpu"))
+    with pytest.raises(UserError, match="this device has no FP8 products"):
+        multiply_in_fp8(model, torch.device("mps"))
+    monkeypatch.setitem(sys.modules, "torchao.float8", None)
+    with pytest.raises(UserError, match=r"needs torchao; pip install -e '.\[fp8\]'"):
+        multiply_in_fp8(model, torch.device("cpu"))
+
+
 CAST = ("--system.weights", "bf16-cast")
 REFUSED = {
+    "fp8": (("--system.fp8", "--system.weights", "bf16"), r"--system.fp8 needs weights in fp32"),
     "zero": (("--system.zero", "1", *CAST), r"give --system.zero 0"),
     "fp32": (CAST, r"--system.weights bf16-cast computes in bf16; leave --system.precision out"),
     "fp16": (("--system.weights", "bf16", "--system.precision", "fp16"), r"bf16 does not go with fp16; give --sys"),

@@ -44,6 +44,11 @@ def check(run: Run) -> None:
             f"--system.zero {run.system.zero} divides weights of one precision, but --system.weights bf16-cast has "
             "two; give --system.zero 0"
         )
+    if run.system.fp8 and (run.system.weights != "fp32" or run.system.zero > 1):
+        raise UserError(
+            "--system.fp8 needs weights in fp32, whole in every process; instead of --system.weights "
+            f"{run.system.weights} --system.zero {run.system.zero} give --system.weights fp32 --system.zero 0"
+        )
     folder = Path(run.log.folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -161,6 +161,8 @@ class System:
     """Storage of weights and gradients. bf16-master: the optimiser keeps fp32 copies and updates those; gradients are
     summed in bf16, as in llm.c. bf16-cast:
     linear maps are fp32 and are cast in use, without autocast."""
+    fp8: bool = False
+    """The linear maps of the blocks are multiplied in FP8, by torchao: on H100, RTX 4090 and newer, weights in fp32."""
     small_gpu: bool = False
     """For GPUs without bf16 or FlexAttention (RTX 2080): fp16 with loss scaling, fp32 weights, windows and sinks by the
     plain formula, MLPs recomputed in backward."""

@@ -19,9 +19,10 @@ from torch.utils.checkpoint import checkpoint
 
 from gpt2.formats.build import build_empty
 from gpt2.kernels import no_autocast
-from gpt2.model import GPT
+from gpt2.model import GPT, Linear
 from gpt2.modern.experts import ExpertLinear
 from gpt2.modern.model import Modern
+from gpt2.system.errors import UserError
 from gpt2.system.processes import Processes
 
 Method = Callable[..., Any]
@@ -39,6 +40,35 @@ def cast_in_use(model: nn.Module) -> None:
         if isinstance(module, nn.Linear | ExpertLinear):
             module.float()
     _change_methods(model, ("forward", "hidden", "logits", "loss"), _without_autocast)
+
+
+def multiply_in_fp8(model: nn.Module, device: torch.device) -> None:
+    """Let the linear maps of the blocks round both factors of every product to FP8, and scale them by their largest.
+
+    Inputs and weights have 4 bits of exponent, gradients 5 (Micikevicius et al., arXiv 2209.05433; torchao). Weights,
+    sums and the output head are as before. A CPU rounds in the same way and multiplies in fp32. Raises UserError
+    without torchao, on a device without FP8 products, and for a model that has no such linear maps.
+    """
+    if device.type == "mps" or (device.type == "cuda" and torch.cuda.get_device_capability() < (8, 9)):
+        raise UserError("this device has no FP8 products, which came with H100 and RTX 4090; leave --system.fp8 out")
+    try:
+        from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+    except ImportError:
+        raise UserError("--system.fp8 needs torchao; pip install -e '.[fp8]'") from None
+
+    def fits(module: nn.Module, name: str) -> bool:  # a router is never rounded; FP8 products come in blocks of 16
+        if type(module) is not Linear or "router" in name:
+            return False
+        return module.in_features % 16 == module.out_features % 16 == 0
+
+    count = 0
+    for block in _blocks(model):
+        count += sum(fits(module, name) for name, module in block.named_modules())
+        convert_to_float8_training(
+            block, config=Float8LinearConfig(emulate=device.type == "cpu"), module_filter_fn=fits
+        )
+    if not count:
+        raise UserError("--system.fp8: no linear map in the blocks of this model can be computed in FP8; leave it out")
 
 
 def recompute(model: nn.Module, what: str) -> None:

@@ -32,7 +32,7 @@ from gpt2.planning.memory import check_recompute
 from gpt2.system.devices import can_compile
 from gpt2.system.errors import UserError
 from gpt2.system.processes import Processes
-from gpt2.training.distributed import cast_in_use
+from gpt2.training.distributed import cast_in_use, multiply_in_fp8
 from gpt2.training.execution import Execution, check_precision
 from gpt2.training.saving import TrainingState
 from gpt2.training.telemetry import describe_machine
@@ -127,6 +127,8 @@ def make_model(run: Run, config: GPTConfig, device: torch.device) -> GPT | Moder
     model.to(device, torch.float32 if run.system.weights == "fp32" else torch.bfloat16)
     if run.system.weights == "bf16-cast":
         cast_in_use(model)
+    if run.system.fp8:
+        multiply_in_fp8(model, device)
     return model
 
 

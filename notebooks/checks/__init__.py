@@ -73,7 +73,7 @@ def titles(figure: Any) -> str:
     for axis in figure.axes:
         parts += [axis.get_title(loc) for loc in ("left", "center", "right")]
     found = list(dict.fromkeys(" ".join(part.split()) for part in parts if part.strip()))
-    names = [(axis.get_xlabel(), axis.get_ylabel()) for axis in figure.axes]
+    names = [(" ".join(axis.get_xlabel().split()), " ".join(axis.get_ylabel().split())) for axis in figure.axes]
     axes = list(dict.fromkeys(f"{y} over {x}" for x, y in names if x and y))
     return ". ".join(part.rstrip(".") for part in [*found, *(["Axes: " + "; ".join(axes)] if axes else [])]) + "."
 
