@@ -1,7 +1,7 @@
 """How large should a model be? `novels` at several widths, with equal FLOPs per group of runs (IsoFLOP).
 
     python fineweb.py --source novels --files NOVELS --vocab-size 4096 --out data/novels-4096
-    python benchmarks/isoflop.py             two hours on two cores; a run that is there is not made again
+    python benchmarks/isoflop.py             an hour and a half on two cores; a run that is there is not made again
     python benchmarks/isoflop.py --last 192  the run that the others predict, with five times the FLOPs of the largest
 
 As in Hoffmann et al. (arXiv 2203.15556): a model that is too small learns too little from a token, one that is too
@@ -26,11 +26,11 @@ RESULTS = Path(__file__).resolve().parent / "isoflop.json"
 BATCH, LAYERS, HEAD = 4096, 4, 32
 # FLOPs of a run → widths
 GROUPS = {
-    6e12: (32, 64, 96, 128, 192),
-    2.4e13: (32, 64, 96, 128, 192, 256),
-    1e14: (64, 96, 128, 192, 256, 320),
+    4e12: (32, 64, 96, 128, 160),
+    1.6e13: (32, 64, 96, 128, 160, 192),
+    6.4e13: (64, 96, 128, 160, 192, 256),
 }
-LAST = 5e14
+LAST = 3.2e14
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ CHANGES = {
     "QK-norm": "--parts.qk-norm",
     "ReLU²": "--parts.mlp relu2",
     "RMSNorm, no biases": "--parts.norm rms-plain --parts.norm-embedding --parts.no-bias",
-    "projections start at zero": "--parts.init zero",
     "untied head": "--parts.no-tied",
+    "projections start at zero": "--parts.init zero",  # and a tied head would start as a large copy of the embedding
     "trapezoidal schedule": "--schedule.kind trapezoid --schedule.warmup 0 --schedule.plateau 0.7",
     "Muon": "--optim.kind muon --optim.lr 0.02 --optim.embedding-lr 0.3 --optim.head-lr 0.002 "
     "--optim.weight-decay 0 --optim.clip 0",

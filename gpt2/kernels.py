@@ -1,5 +1,7 @@
 """The formulas of the model that are computed differently on different devices, with equal results.
 
+Built in notebooks 02, 03, 05 and 07.
+
 Shapes in comments: B sequences, T new and S all positions, C channels, H heads of D channels, V tokens, N = B · T.
 """
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import diagrams
 import nbformat
 from diagrams.palette import COMMUNICATION, QUERY
+from diagrams.text import FURTHER
 from nbformat import NotebookNode
 
 FOLDER = Path(__file__).resolve().parent
@@ -20,18 +21,26 @@ TERMS = {
     "00": "id, vector, weights, learning rate, gradient, optimiser, held out",
     "01": "bytes, token, vocabulary, tokenizer, byte-pair encoding, merge, encode, decode, document, loss, nat, bit",
     "02": "seed, embedding, channels, score, softmax, causal mask, query, key, value, self-attention, attention head, "
-    "attention sink, induction heads, multi-head attention, block, leak",
+    "attention sink, induction heads, multi-head attention, block, leak, LayerNorm",
     "03": "residual stream, bias, activation function, residual connection, token embedding, "
-    "position embedding, logits, dropout, overfitting",
-    "04": "sampling, autoregressive, nucleus, key-value cache, memory-bound, grouped-query attention",
+    "position embedding, logits, dropout, overfitting, GELU, entropy, MLP",
+    "04": "sampling, autoregressive, nucleus, key-value cache, memory-bound, grouped-query attention, top-p",
     "05": "target, cross-entropy, likelihood, micro-batch, kernel, perplexity, weight tying",
-    "06": "checkpoint, shards, memory map, world size, epoch, all-reduce, pinned memory",
-    "07": "roofline, exponent, mantissa, underflow, autocast, memory hierarchy, arithmetic intensity",
-    "08": "curvature, warm-up, gradient accumulation",
-    "09": "ring all-reduce, reduce-scatter, all-gather, data parallelism, bucket",
-    "10": "corpus, shingles",
-    "11": "standard error, arithmetic coder",
+    "06": "checkpoint, shards, memory map, world size, epoch, all-reduce, pinned memory, micro-step, permutation",
+    "07": "roofline, exponent, mantissa, underflow, autocast, memory hierarchy, arithmetic intensity, FlashAttention",
+    "08": "curvature, warm-up, gradient accumulation, weight decay",
+    "09": "ring all-reduce, reduce-scatter, all-gather, data parallelism, bucket, DDP, FSDP",
+    "10": "corpus, shingles, MinHash, Jaccard similarity",
+    "11": "standard error, arithmetic coder, top-1",
     "12": "preset, outlier detector, resume point, training state, signal handler",
+    "13": "optimiser state, saved tensors, resident set, fake tensor, recomputation",
+    "14": "singular value, Newton–Schulz step, Frobenius norm, Nesterov momentum, stochastic rounding",
+    "15": "mixtures of experts, router, RMSNorm, rotary positions, YaRN, multi-query attention, sliding window, "
+    "receptive field, sink logit, SwiGLU, load-balancing loss, MXFP4",
+    "16": "scale-invariant, effective learning rate, unit magnitude, magnitude preservation, cosine attention, "
+    "equilibrium, manifold, tangent space, retraction, Stiefel manifold",
+    "17": "compute class, normalised perplexity, IsoFLOP group, power law, bootstrap, gradient noise scale, unbiased",
+    "18": "silent bug",
 }
 
 # what stands in the box of a notebook in the drawing
@@ -49,12 +58,13 @@ LABELS = {
     "10": "documents",
     "11": "scores",
     "12": "the run",
-}
+} | FURTHER
 # reading paths: what a reader wants → the notebooks, and for whom
 PATHS = {
     "only the architecture": ("00 01 02 03 04", "how GPT-2 turns text into text"),
     "only training": ("00 01 05 06 07 08 09 12", "for those who know the transformer"),
-    "everything": (" ".join(LABELS), "in order"),
+    "GPT-2 and its training": (" ".join(key for key in LABELS if key <= "12"), "in order"),
+    "everything": (" ".join(LABELS), "in any order after 12"),
 }
 
 
@@ -142,17 +152,15 @@ def imported(source: str) -> set[Path]:
 
 
 def public_names() -> dict[str, list[str]]:
-    """The public functions and classes per module, for the modules that notebooks 00 to 12 build."""
+    """The public functions and classes per module; none of one that does not say "Built in notebook NN"."""
     names = {}
     for path in sorted(PACKAGE.rglob("[a-z]*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        built_in = re.search(r"Built in notebooks? ([^.]*)", ast.get_docstring(tree) or "")
-        numbers = [int(number) for number in re.findall(r"\b\d\d\b", built_in[1] if built_in else "")]
-        if any(number <= 12 for number in numbers):
-            kinds = (ast.FunctionDef, ast.ClassDef)
-            found = [node.name for node in tree.body if isinstance(node, kinds) and not node.name.startswith("_")]
-            module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-            names[module] = [name for name in found if name not in ("main", "Options")]
+        kinds = (ast.FunctionDef, ast.ClassDef)
+        found = [node.name for node in tree.body if isinstance(node, kinds) and not node.name.startswith("_")]
+        module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        taught = "Built in notebook" in (ast.get_docstring(tree) or "")
+        names[module] = [name for name in found if name not in ("main", "Options")] if taught else []
     return names
 
 

@@ -53,8 +53,7 @@ def checksum(notebook: NotebookNode) -> str:
     modules = [*commands, "gpt2.__main__"] if commands else []
     files = {ROOT / f"{module.replace('.', '/')}.py" for module in modules} | imported(cells) | {*scripts}
     files |= {FOLDER / "checks" / f"{name}.py" for name in ["__init__", *re.findall(r"checks\.(\w+)\.", cells)]}
-    if "diagrams" in cells:
-        files |= set((FOLDER / "diagrams").glob("*.py"))
+    files |= drawn(cells)
     waiting = list(files)
     while waiting:
         more = imported(waiting.pop().read_text(encoding="utf-8")) - files
@@ -62,6 +61,17 @@ def checksum(notebook: NotebookNode) -> str:
         waiting += more
     parts = [cells, *(normal_form(path) for path in sorted(files))]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def drawn(cells: str) -> set[Path]:
+    """The files of the diagrams that some cells draw, and of the grammar that all diagrams share."""
+    names = set(re.findall(r"\bdiagrams\.(\w+)", cells))
+    if not names:
+        return set()
+    defined = re.compile(rf"^def ({'|'.join(names)})\(", re.MULTILINE)
+    files = [*(FOLDER / "diagrams").glob("*.py")]
+    shared = {"drawing", "palette", "parts"}
+    return {file for file in files if file.stem in names | shared or defined.search(file.read_text(encoding="utf-8"))}
 
 
 def normal_form(path: Path) -> str:

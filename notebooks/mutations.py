@@ -19,7 +19,7 @@ from pathlib import Path
 from contents import FOLDER
 
 ROOT = FOLDER.parent
-COPIED = ("notebooks", "gpt2", "scripts", "fineweb.py", "train_gpt2.py", "log.txt", "pyproject.toml")
+COPIED = ("notebooks", "gpt2", "benchmarks", "scripts", "fineweb.py", "train_gpt2.py", "log.txt", "pyproject.toml")
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,21 @@ MUTATIONS = [
     Mutation("11", "gpt2/evaluation/validation.py", "int(real.sum()) * T", "micro_batch * T"),
     Mutation("12", "gpt2/data/loader.py", 'int(state["position"] or 0)', "0"),
     Mutation("12", "gpt2/training/saving.py", 'if key != "step"', 'if key == "step"'),
+    Mutation("13", "gpt2/planning/memory.py", "norm = stream + 8", "norm = stream"),
+    Mutation("13", "gpt2/planning/memory.py", "return 12 * config.vocab_size", "return 8 * config.vocab_size"),
+    Mutation("14", "gpt2/optim/muon.py", "x = x / _norm(x @ x.mT).sqrt()", "x = x / _norm(x @ x.mT)"),
+    Mutation("14", "gpt2/optim/muon.py", "* max(1, rows / columns) ** 0.5", "* max(1, columns / rows) ** 0.5"),
+    Mutation("14", "gpt2/optim/muon.py", "gradient.split(matrix.fused_rows, dim=-2)", "(gradient,)"),
+    Mutation("15", "gpt2/modern/attention.py", "causal & (key > query - window)", "causal & (key >= query - window)"),
+    Mutation("15", "gpt2/modern/experts.py", "logits.softmax(-1).view(", "logits.sigmoid().view("),
+    Mutation("15", "gpt2/formats/gpt_oss.py", "[blocks & 15, blocks >> 4]", "[blocks >> 4, blocks & 15]"),
+    Mutation("16", "gpt2/modern/experts.py", "SILU_MAGNITUDE = 0.596", "SILU_MAGNITUDE = 0.569"),
+    Mutation("16", "gpt2/modern/model.py", "mean_square = p.square().mean(-1", "mean_square = p.square().sum(-1"),
+    Mutation("17", "gpt2/planning/flops.py", "+ 12 * attention_products", "+ 6 * attention_products"),
+    Mutation("17", "gpt2/planning/step.py", "tokens * (6 * matrix_parameters", "tokens * (2 * matrix_parameters"),
+    Mutation("17", "gpt2/config/checks.py", "round(hours * 3600 * speed", "int(hours * 3600 * speed"),
+    Mutation("18", "train_gpt2.py", "state.trained(x, y) / len(micro_batches)", "state.trained(x, y)"),
+    Mutation("18", "gpt2/model.py", "torch.arange(start, end, ", "torch.arange(0, end - start, "),
 ]
 
 

@@ -3,6 +3,7 @@
 import base64
 import inspect
 import math
+import operator
 import re
 import sys
 from xml.etree import ElementTree
@@ -14,10 +15,14 @@ from conftest import ROOT
 from matplotlib.font_manager import FontProperties, findfont
 from PIL import ImageFont
 
+from gpt2.model import GPTConfig
+from gpt2.planning import memory as planning
+
 sys.path.insert(0, str(ROOT / "notebooks"))
 
 import diagrams
-from diagrams.drawing import Canvas
+from diagrams import magnitudes, memory, modern, muon, scaling, silent_bugs
+from diagrams.drawing import Canvas, Diagram
 from diagrams.palette import COLOURS, DARKEST, PALETTE, PAPER, SMALLEST, text_width
 from diagrams.runs import PARTS as CONTENTS
 
@@ -37,7 +42,63 @@ ITEM = (
 )
 LOSSES = [15.4, 54.3, 47.3, 66.6], [5, 14, 11, 19], 1
 
-NEEDED = {f"{i:02d}": {f"{j:02d}" for j in range(i)} for i in range(13)}
+NEEDED = {f"{i:02d}": {f"{j:02d}" for j in range(i)} for i in range(19)}
+
+# notebook 13
+KEPT = [
+    ("ln_1", 1288.0),
+    ("c_attn", 1280.0),
+    ("attention", 8960.0),
+    ("c_proj", 1280.0),
+    ("ln_2", 1288.0),
+    ("mlp.c_fc", 1280.0),
+    ("GELU", 5120.0),
+    ("mlp.c_proj", 5120.0),
+]
+LEVELS = {"none": ([], 25616.0, 0.0), "mlp": (["GELU", "mlp.c_proj"], 15376.0, 0.08), "block": (["GELU"], 1280.0, 0.2)}
+PLANNED = vars(planning.memory(GPTConfig(), planning.Setup()))
+CURVE = [10.0, 20.0, 35.0, 60.0, 110.0, 80.0, 40.0, 55.0, 20.0]
+CELLS = [(0, 8e9, "--recompute block"), (32, 15.5e9, ""), (256, 90e9, "")]
+RANKS = [{"weights": 8.0e6, "gradients": 8.0e6, "averages": 16.0e6, "more": 8.0e6}] * 2
+
+# notebook 14
+FALLING = [10 ** (-5 * i / 63) for i in range(64)]
+KINDS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+
+# notebook 15
+TURNS = [4096 * 150_000 ** (-2 * i / 64) / (2 * math.pi) for i in range(32)]
+SLOWED = [min(1.0, max(0.0, (i - 8.1) / 9.3)) for i in range(32)]
+REACHES = [[[int(s <= t and t - s <= 2 * n) for s in range(10)] for t in range(10)] for n in (1, 2, 3)]
+FP4 = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+WAVE = [0.6 * math.sin(3.1 * i) for i in range(32)]
+CODES = [math.copysign(min(FP4, key=lambda one, w=w: abs(one - 8 * abs(w))), w) for w in WAVE]
+USE = [0.12, 0.13, 0.11, 0.14, 0.12, 0.13, 0.1, 0.15], [0.5, 0.5, 0, 0, 0, 0, 0, 0]
+
+# notebook 16
+PAIRS = [("linear layer, weights × 2", 2.0, "NormalisedLinear", 1.0), ("SiLU", 0.6, "SiLU / 0.596", 1.0)]
+
+# notebook 17
+SIZES = 1.8e5, 4.6e5, 8.4e5, 1.31e6, 1.88e6, 2.56e6
+
+
+def valley(best, lowest, sizes=SIZES):
+    """A valley with its minimum there, as the notebook hands it to the diagram."""
+    losses = [lowest + 0.04 * math.log(size / best) ** 2 for size in sizes]
+    return list(sizes), losses, np.polyfit(np.log(sizes), losses, 2).tolist()
+
+
+# notebook 18
+PLACES = {
+    "text": {"ids wrapped": "harms the model", "shard ends lost": "within the noise"},
+    "update": {f"bug number {i}": "only falsifies the log" for i in range(9)},
+    "log": {"one lucky seed": "only falsifies the log"},
+}
+DAMAGE = {f"bug {i}": (0.3 * 2**i, -(1.5**i)) for i in range(12)} | {"same place": (0.3, 1.0), "none": (0.0, 2.5)}
+MOVES = {
+    "random vector ": ([0.0] * 7 + [2.1, 0.3, 0.2], True),
+    "+1 in all channels": ([0.0] * 7 + [1.0, 0.0, 0.0], False),
+    "random vector": ([0.2] * 7 + [2.1, 0.3, 0.2], False),
+}
 
 # function → arguments, of several sizes where the layout depends on them
 EXAMPLES = {
@@ -67,8 +128,11 @@ EXAMPLES = {
         (WORDS, QUERY, KEYS, KEYS),
         (WORDS[:3], [1.0, -1.0], [[1, 2], [0, 1], [3, 1]], [[1, 0], [0, 1], [2, 2]]),
     ],
-    "pipeline": [(stage,) for stage in range(13)],
-    "prerequisites": [(NEEDED, dict.fromkeys(NEEDED, "label"), {"first": (COLOURS["query"], ["00", "12"])})],
+    "pipeline": [(stage,) for stage in range(19)],
+    "prerequisites": [
+        (needed, dict.fromkeys(needed, "label"), {"first": (COLOURS["query"], ["00", "12"])})
+        for needed in (NEEDED, dict([*NEEDED.items()][:13]))  # 13 to 18 have no place of their own
+    ],
     "residual_block": [(), (2, 5, 12)],
     "resume_timeline": [([20, 40, 60, 80], 47, 80), ([40, 80], 40, 80)],
     "ring_all_reduce": [(PARTS,), ([[1, 2, 3]] * 3,)],
@@ -85,6 +149,77 @@ EXAMPLES = {
     "training_loop": [(3.214, 1.43, 1.0, 6e-4)],
     "view_permute": [(), (2, 3, 2)],
     "zero_stages": [(124_439_808, 4), (1_557_611_200, 8, [9e9, 9e9, 6e10, 1.6e11])],
+    "memory.kept_in_layer": [(KEPT, 320)],
+    "memory.peak_parts": [
+        ({"d12, 1 sequence": (PLANNED, 3.2e9), "a much longer name": (PLANNED, 3.3e9)},),
+        ({"one step alone": (PLANNED, 3e9)},),
+    ],
+    "memory.recompute_levels": [(KEPT, LEVELS)],
+    "memory.logit_chunks": [(8192, 50_304, 768, 5336), (8192, 50_304, 768, 64), (100, 4096, 320, 100)],
+    "memory.rank_shares": [
+        ([RANKS] * 4,),
+        ([RANKS, [{"weights": 4e6, "gradients": 4e6, "averages": 8e6, "more": 0.0}] * 2],),
+    ],
+    "memory.what_fits": [({"d12": CELLS, "d48": [(0, 3e10, "not with one GPU")] * 3}, (8, 24, 141))],
+    "memory.step_curve": [
+        ([one * 1e6 for one in CURVE * 40], [("AdamW", 40), ("forward", 160), ("backward", 360)], 1.1e8)
+    ],
+    "muon.ellipses": [
+        ([[3, 2], [1, 1.5]], [[0.976, 0.217], [-0.217, 0.976]], [[-0.787, -0.617], [-0.617, 0.787]]),
+    ],
+    "muon.newton_schulz": [(), (3,)],
+    "muon.spectra": [(FALLING, {"from the Frobenius norm": FALLING, "from the tighter bound": FALLING})],
+    "muon.muon_step": [({"gradient": [0.01, 0.02, 0.05], "together": [3, 4, 9], "apart": [10, 10, 9]},)],
+    "muon.owners": [
+        ([f"{i}.{kind}" for i in range(12) for kind in KINDS], [9, 3, 9, 9] * 12, [i % 8 for i in range(48)], "A unit"),
+        ([f"0.{kind}" for kind in KINDS], [9, 3, 9, 9], [0, 0, 1, 0], "A unit"),
+    ],
+    "muon.bf16_line": [([1.3, 0.3, 0.05], 1e-3), ([-0.7], 2e-3)],
+    "modern.rotary": [
+        ((1.0, 0.4), (0.6, 0.9), [(2, 0), (4, 2), (6, 4), (6, 0)], 0.5),
+        ((-2.0, 0.1), (0.6, 0.9), [(3, 0), (4, 1), (9, 0)], 0.316),
+    ],
+    "modern.yarn": [(TURNS, SLOWED, 32.0, 4096)],
+    "modern.shared_heads": [(8, (8, 2, 1), (49152, 12288, 6144)), (6, (6, 3, 1), (6, 3, 1))],
+    "modern.window_reach": [(REACHES, 3), (REACHES[:2], 3)],
+    "modern.sink": [(WORDS, [0.3, -0.2, 0.9, 0.1, -0.4], 3.0), (WORDS[:2], [4.0, 1.0], -2.0)],
+    "modern.dispatched": [
+        (WORDS, [[0, 2], [2, 3], [2, 1], [0, 2], [3, 2]], [[0.6, 0.4]] * 5, 4),
+        (WORDS[:3], [[1], [1], [0]], [[1.0]] * 3, 3),
+    ],
+    "modern.expert_use": [
+        ({"A": (USE[0], 0.115), "B": (USE[1], 0.382), "C": (USE[0], 0.066)},),
+        ({"A": (USE[0], 0.1), "B": (USE[1], 0.4)},),
+    ],
+    "modern.mxfp4": [(WAVE, CODES, -3)],
+    "magnitudes.orthogonal_steps": [(1.0, 0.5), (2.0, 0.3, 4)],
+    "magnitudes.part_magnitudes": [(PAIRS,), (PAIRS * 3,)],
+    "magnitudes.block_magnitudes": [([1.0, 1.0, 0.44, 1.0, 1.06, 1.03, 1.01, 1.03, 0.98, 1.05], 0.3)],
+    "magnitudes.manifold_step": [((0.8, 0.6), (1.0, -0.2), 0.4), ((3.0, 4.0), (0.9, 0.1), 0.25)],
+    "scaling.flops_shares": [([("width 32", 3e5, 7.9e5, 3.9e5), ("GPT-2 124M", 5.1e8, 2.3e8, 1.1e8)],)],
+    "scaling.compute_class": [
+        ([("mini", 238_719, 65_536), ("small", 55_416, 65_536), ("large", 7_058, 65_536)], 6),
+    ],
+    "scaling.valleys": [
+        ({4e12: valley(2.5e5, 2.6), 1.6e13: valley(5e5, 2.4), 6.4e13: valley(1e6, 2.2)},),
+        ({1e20: valley(5e8, 2.3, (1e8, 4e8, 1.6e9, 6.4e9))}, "nats per token"),
+        ({4e12: valley(2.5e5, 2.6), 1.6e13: valley(9e6, 2.4)},),  # the second minimum lies outside its runs
+    ],
+    "scaling.gradient_noise": [
+        (1.2, 9.5, {2: 5.9, 4: 3.5, 8: 2.5, 16: 1.9, 32: 1.4, 64: 1.3, 128: 1.3}),
+        (0.01, 2.0, {8: 0.3}),
+    ],
+    "scaling.step_shares": [
+        ([("8 GPUs, batch 0.5 M", 311, 3.1, 0.4), ("512 GPUs, batch 0.5 M", 4.9, 3.1, 36.5)],),
+    ],
+    "silent_bugs.loop_map": [(PLACES,)],
+    "silent_bugs.damage_and_visibility": [
+        (DAMAGE, "Of 12 bugs that harm the model, 3 make the log look better."),
+    ],
+    "silent_bugs.leak_test": [(MOVES, 7)],
+    "silent_bugs.shifted_labels": [
+        (WORDS, {"right": (WORDS, [1.0, 2, 3, 4, 5]), "shifted twice": (WORDS, [9.0, 8, 7, 6, 5])}),
+    ],
 }
 CALLS = [(name, arguments) for name, examples in EXAMPLES.items() for arguments in examples]
 each = pytest.mark.parametrize(("name", "arguments"), CALLS, ids=[name for name, _ in CALLS])
@@ -92,7 +227,7 @@ each = pytest.mark.parametrize(("name", "arguments"), CALLS, ids=[name for name,
 
 def draw(name, arguments=None):
     """The diagram of these arguments; without them, of the first example."""
-    return getattr(diagrams, name)(*(EXAMPLES[name][0] if arguments is None else arguments))
+    return operator.attrgetter(name)(diagrams)(*(EXAMPLES[name][0] if arguments is None else arguments))
 
 
 def parse(diagram):
@@ -139,10 +274,13 @@ def blend(colour, opacity):
     return "#" + "".join(f"{round(opacity * a + (1 - opacity) * b):02X}" for a, b in pairs)
 
 
-def test_every_diagram_has_an_example_and_there_are_more_than_25():
+def test_every_diagram_has_an_example_and_there_are_more_than_60():
     functions = {name for name in diagrams.__all__ if inspect.isfunction(getattr(diagrams, name))}
+    for module in (memory, muon, modern, magnitudes, scaling, silent_bugs):
+        drawing = inspect.getmembers(module, lambda one: getattr(one, "__annotations__", {}).get("return") is Diagram)
+        functions |= {f"{module.__name__.split('.')[1]}.{name}" for name, _ in drawing if not name.startswith("_")}
     assert functions == set(EXAMPLES)
-    assert len(functions) >= 25
+    assert len(functions) >= 60
 
 
 @each
@@ -254,8 +392,8 @@ def test_names_of_tokens_are_escaped():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="no notebook 13; the stages are 00"):
-        diagrams.pipeline(13)
+    with pytest.raises(ValueError, match="no notebook 19; the stages are 00"):
+        diagrams.pipeline(19)
     with pytest.raises(ValueError, match="does not fit into a box of 40 × 20"):
         Canvas("A title.", "A description.").box(0, 0, 40, 20, "a label that is far too long")
     with pytest.raises(ValueError, match="at most 6"):

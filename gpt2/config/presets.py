@@ -1,6 +1,6 @@
 """The named runs, as data.
 
-Built in notebook 12.
+Built in notebooks 12 and 14 to 17.
 
 Sources: the lecture (build-nanogpt), Train GPT-2, llm.c's scripts, modded-nanogpt's eighth record (2024-11-03, with
 the bf16 weights of its tenth), Languini's GPT baseline (arXiv 2309.11197), gpt-oss (arXiv 2508.10925), EDM2 (arXiv

@@ -1,5 +1,7 @@
 """Published weights of gpt-oss (arXiv 2508.10925): a Hugging Face folder whose experts may be stored in MXFP4.
 
+Built in notebook 15.
+
 MXFP4 stores 32 numbers in 17 bytes: 4 bits each, and the power of two by which all of them are multiplied.
 """
 

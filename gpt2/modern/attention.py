@@ -1,5 +1,7 @@
 """Attention with shared key and value heads, sliding windows and sinks; rotary positions.
 
+Built in notebook 15.
+
 Shapes in comments: as in `gpt2.model`, with H query heads, K heads of keys and values, and D = the width of a head.
 """
 

@@ -1,5 +1,7 @@
 """The activation functions of the MLP, and mixtures of experts: many MLPs, a few of which a router chooses per token.
 
+Built in notebook 15.
+
 Shapes in comments: N = B · T tokens, k experts per token, E experts, F the width inside an expert, M rows of copies.
 """
 

@@ -2,6 +2,7 @@
 
 With GPT-2's choice of every part it computes exactly what `gpt2.model.GPT` does, under the same parameter names.
 Shapes in comments: as in `gpt2.model`, with H query heads, K heads of keys and values, and D = the width of a head.
+Built in notebooks 15 and 16.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""The parts of a decoder, one choice each: what `gpt2/modern/model.py` builds, as data."""
+"""The parts of a decoder, one choice each: what `gpt2/modern/model.py` builds, as data. Built in notebook 15."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal

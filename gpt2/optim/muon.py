@@ -1,5 +1,7 @@
 """Muon's update: the gradient of a weight matrix, made orthogonal. The work is divided over the processes.
 
+Built in notebook 14.
+
 Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024). torch.optim.Muon, the tests' reference,
 takes neither stacks of matrices nor matrices that hold several linear maps, and computes everything in every process.
 """

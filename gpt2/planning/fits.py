@@ -1,4 +1,7 @@
-"""Whether a run fits into memory, and what would fit if it does not. Nothing is allocated to find out."""
+"""Whether a run fits into memory, and what would fit if it does not. Nothing is allocated to find out.
+
+Built in notebook 13.
+"""
 
 import itertools
 from dataclasses import replace

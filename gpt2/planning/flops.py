@@ -1,6 +1,6 @@
 """What a model costs: its parameters and its floating-point operations.
 
-Built in notebook 07.
+Built in notebooks 07, 15 and 17.
 """
 
 import functools

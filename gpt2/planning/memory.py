@@ -1,6 +1,6 @@
 """How much GPU memory a training step needs, and how many bytes a process sends, worked out before the run.
 
-Built in notebook 07.
+Built in notebooks 07 and 13.
 
 Memory is what PyTorch's allocator holds at the peak of a step. In tests on a CPU, the estimate lies within a few
 percent of the measured bytes for GPT-2, and within a quarter for other parts. Activations are those of eager

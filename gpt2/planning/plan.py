@@ -1,4 +1,7 @@
-"""The plan of a run: its cost in memory, hours and money, before machines are rented for it."""
+"""The plan of a run: its cost in memory, hours and money, before machines are rented for it.
+
+Built in notebooks 13 and 17.
+"""
 
 import itertools
 import math

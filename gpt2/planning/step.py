@@ -1,5 +1,7 @@
 """How long a training step takes on a GPU: FLOPs and bytes, divided by the rates that its kind of card reaches.
 
+Built in notebook 17.
+
 Bytes per layer are those of the compiled code, as `benchmarks/lowering.py` counts them. Rates are fitted to published
 runs, which `benchmarks/calibration.py` lists with the error of each prediction. What the host does is left out, so
 small models and small micro-batches take longer than predicted.

@@ -1,4 +1,4 @@
-"""The device of a process: its choice, precision and compilation, and its free memory."""
+"""The device of a process: its choice, precision and compilation, and its free memory. Built in notebook 07."""
 
 import os
 import shutil

@@ -1,5 +1,7 @@
 """The processes of a run, which torchrun starts: the rank and device of this one, and reductions over all of them.
 
+Built in notebooks 09 and 14.
+
 Every function works in one process and in many.
 """
 

@@ -1,6 +1,6 @@
 """How a model is wrapped for training: recomputation, torch.compile, DistributedDataParallel, FSDP2.
 
-Every function works in one process and in many. Built in notebooks 07 and 09.
+Every function works in one process and in many. Built in notebooks 07, 09, 13 and 14.
 """
 
 import contextlib

@@ -1,5 +1,7 @@
 """How fast a model trains on this machine, by micro-batch: the throughput that decides the steps of a Languini run.
 
+Built in notebook 17.
+
 As in Languini's throughput sweep (Stanić et al., arXiv 2309.11197, section 4), the micro-batch is doubled until memory
 runs out, and the fastest one counts. A step is forward, backward and the optimiser on one micro-batch of random tokens.
 """

@@ -1,6 +1,6 @@
 """What a run says about itself besides its loss: the state of the GPU, the norms per layer, and the machine.
 
-Built in notebook 12.
+Built in notebooks 12 and 16.
 """
 
 import contextlib

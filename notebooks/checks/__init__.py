@@ -13,6 +13,7 @@ import importlib.util
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ def start(seed: int = 0) -> None:
         there = [str(ROOT), os.environ.get("PYTHONPATH", "")]
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, there))  # for the processes that notebooks start
     os.chdir(NOTEBOOKS)  # `../data` and `../runs` are relative to this folder
+    warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm would like a widget for progress bars
     os.environ.setdefault("PYTHONUTF8", "1")  # the processes that notebooks start write UTF-8, on Windows too
     import numpy as np
     import torch

@@ -20,7 +20,17 @@ STAGES = {
     "11": ("scores", "11 · evaluation", 592, 128),
     "12": ("the run", "12 · everything", 722, 128),
 }
+# what the later notebooks add to this way
+FURTHER = {
+    "13": "memory",
+    "14": "Muon",
+    "15": "today's parts",
+    "16": "magnitudes",
+    "17": "scaling",
+    "18": "silent bugs",
+}
 NAMES = {"02": "attention, inside GPT-2", "00": "the whole"} | {stage: label for stage, (label, *_) in STAGES.items()}
+NAMES |= FURTHER
 
 
 def pipeline(stage: str | int = "00") -> Diagram:
@@ -34,7 +44,8 @@ def pipeline(stage: str | int = "00") -> Diagram:
         title,
         "Documents become tokens, tokens become batches, GPT-2 turns batches into logits, and the loss compares the "
         "logits with the next tokens. The update changes the weights and the loop starts again. Sampling and "
-        "evaluation use the trained model. Speed, many GPUs and the real run concern the whole training loop.",
+        "evaluation use the trained model. Speed, many GPUs and the real run concern the whole training loop. Six more "
+        "notebooks go further: memory, Muon, today's parts, magnitudes, scaling and silent bugs.",
     )
     canvas.rect(250, -8, 592, 100, PLAIN, radius=10, dashed=True)
     for key, (label, note, x, y) in STAGES.items():
@@ -57,6 +68,10 @@ def pipeline(stage: str | int = "00") -> Diagram:
     for x in (315, 777):
         canvas.path([(x, 128), (x, 92)], PLAIN, dashed=True)
     canvas.path([(185, 128), (185, 84), (250, 84)], PLAIN, dashed=True)
+    canvas.text(0, 221, "going further", size=11, anchor="start", colour=GREY)
+    for i, (key, label) in enumerate(FURTHER.items()):
+        colour = MARK if key == stage else MODULE
+        canvas.box(130 + 118.4 * i, 201, 110, 40, label, colour, note=key, strong=key == stage)
     return canvas.finish()
 
 
@@ -83,10 +98,13 @@ def prerequisites(
 ) -> Diagram:
     """README of the notebooks: which notebook needs which, and which ones the reading paths take.
 
-    `before`: per number, those to have read; `paths`: the name of a path → its colour and its numbers.
+    `before`: per number, those to have read; `paths`: the name of a path → its colour and its numbers. Notebooks that
+    have no place of their own stand in a row below the others, each with what it comes after.
     """
+    further = [key for key in before if key not in PLACES]
+    title = "The main road is 00 to 03, 05, 07 to 09 and 12. The other notebooks leave it and come back"
     canvas = Canvas(
-        "The main road is 00 to 03, 05, 07 to 09 and 12. The other notebooks leave it and come back.",
+        f"{title}, or go further." if further else f"{title}.",
         " ".join(f"{key} needs {', '.join(sorted(needed))}." for key, needed in before.items() if needed),
     )
     step, high, wide, tall = (canvas.inner - 80) / 8, 66, 80, 46
@@ -109,9 +127,13 @@ def prerequisites(
             else:
                 start = (x0 + 3 * wide / 4, y0 if row < from_row else y0 + tall)
                 canvas.arrow(start, (start[0], y + tall / 2), (x, y + tall / 2))
+    for i, key in enumerate(further):
+        after = f"after {', '.join(sorted(arrows[key]))}"
+        canvas.box(141 * i, 4 * high + 6, 124, 58, f"{key}\n{names[key]}", MODULE, note=after, size=12)
+    bottom = 4 * high + (90 if further else 2)
     for i, (name, (colour, _)) in enumerate(paths.items()):
-        canvas.dot(10 + 220 * i, 4 * high + 2, colour)
-        canvas.text(22 + 220 * i, 4 * high + 2, name, size=12, anchor="start", colour=GREY)
+        canvas.dot(10 + 220 * i, bottom, colour)
+        canvas.text(22 + 220 * i, bottom, name, size=12, anchor="start", colour=GREY)
     return canvas.finish()
 
 
