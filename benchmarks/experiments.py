@@ -41,8 +41,9 @@ def run_all(results: Path, runs: Mapping[str, Words], summary: Any = None) -> di
     """
     kept: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {"runs": {}}
     missing = {name: words for name, words in runs.items() if name not in kept["runs"]}
+    threads = max(1, available_cores() // max(1, len(missing)))  # a single run takes all cores
     with ThreadPoolExecutor(available_cores()) as pool:
-        waiting = {pool.submit(_train, words): name for name, words in missing.items()}
+        waiting = {pool.submit(_train, words, threads): name for name, words in missing.items()}
         for done in as_completed(waiting):
             name = waiting[done]
             command = " ".join(map(str, ["train_gpt2.py", *missing[name]]))
@@ -69,10 +70,10 @@ def curve(log: Log) -> dict[str, Any]:
     }
 
 
-def _train(words: Words) -> Log:
+def _train(words: Words, threads: int) -> Log:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "train_gpt2.py", *words, *QUIET, "--log.folder", f"{folder}/run"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         done = subprocess.run(
             [str(word) for word in command], cwd=ROOT, env=environment, capture_output=True, text=True
         )

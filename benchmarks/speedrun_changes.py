@@ -1,10 +1,10 @@
 """From GPT-2 to modded-nanogpt's eighth checkpoint, one change at a time, on the stories: three seeds per change.
 
-    python benchmarks/speedrun_changes.py            40 minutes on two cores; a run that is there is not made again
-    python benchmarks/speedrun_changes.py --pace     the time of a step, on a quiet machine: 10 minutes
+    python benchmarks/speedrun_changes.py            on two cores; a run that is there is not made again
+    python benchmarks/speedrun_changes.py --pace     the time of a step, on a quiet machine
 
-Each row has all changes of the rows before it. Everything else is equal: 4 layers, 128 wide, 2,048 tokens per step, the
-learning rate of AdamW. Notebook 14 reads the results from speedrun_changes.json.
+Each row has all changes of the rows before it. Everything else is equal: 4 layers, 128 wide, 2,048 tokens per step,
+bf16, the learning rate of AdamW. Notebook 14 reads the results from speedrun_changes.json.
 """
 
 from dataclasses import dataclass
@@ -43,7 +43,8 @@ class Options:
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     make_stories()
-    words, rows = ["llmc-demo", "--schedule.steps", str(STEPS), "--schedule.warmup", "60", "--eval.every", "50"], {}
+    words, rows = ["llmc-demo", "--system.precision", "bf16", "--schedule.steps", str(STEPS)], {}
+    words += ["--schedule.warmup", "60", "--eval.every", "50"]
     for name, flags in CHANGES.items():
         words = [*words, *flags.split()]
         rows[name] = words
