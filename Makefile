@@ -5,6 +5,7 @@
 # make notebooks  execute in place the notebooks whose code has changed
 # make notebooks-test  execute all of them, and leave them as they are
 # make classroom  copies of the notebooks without outputs and solutions
+# make site       the lessons as a static site in build/site (REPOSITORY=owner/name: with links to Colab and Binder)
 # make lint       formatting, lint and types
 # make clean      remove what these made (not data/ or runs/ of your own)
 #
@@ -17,7 +18,7 @@ READY := .venv/ready
 DEMO := runs/demo
 STORIES := data/stories-2048
 
-.PHONY: setup demo test lab notebooks notebooks-test classroom lint clean
+.PHONY: setup demo test lab notebooks notebooks-test classroom site lint clean
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml constraints.txt
@@ -30,7 +31,11 @@ setup: $(READY)
 
 # what the tests compile for a GPU with; without it they are skipped
 .venv/lowering: $(READY)
-	-$(BIN)/python -m pip install --quiet -e '.[lowering,fp8]' -c constraints.txt
+	-$(BIN)/python -m pip install --quiet -e '.[lowering,fp8,onnx,gguf]' -c constraints.txt
+	touch $@
+
+.venv/site: $(READY)
+	$(BIN)/python -m pip install --quiet -e '.[site]' -c constraints.txt
 	touch $@
 
 demo: $(READY)
@@ -40,7 +45,7 @@ demo: $(READY)
 	$(BIN)/gpt2 evaluate $(DEMO)
 	$(BIN)/gpt2 generate $(DEMO) --prompt 'The old man looked at' --tokens 120
 
-test: .venv/lowering
+test: .venv/lowering .venv/site
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m 'not alone and not gpu' -n 2 --dist worksteal
 	$(BIN)/python -m pytest -m 'alone or gpu'
 
@@ -56,6 +61,9 @@ notebooks-test: $(READY)
 
 classroom: $(READY)
 	$(BIN)/python notebooks/classroom.py
+
+site: .venv/site
+	REPOSITORY=$(REPOSITORY) $(BIN)/python site/build_site.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -50,7 +50,7 @@ def run_all(results: Path, runs: Mapping[str, Words], summary: Any = None) -> di
             kept["runs"][name] = {"command": command, **(summary or curve)(done.result())}
             kept |= {"machine": f"{processor_name()}, {available_cores()} cores", "date": time.strftime("%Y-%m-%d")}
             write(results, kept)
-            print(f"{len(kept['runs'])} of {len(runs)}: {name}", flush=True)
+            print(f"{sum(one in kept['runs'] for one in runs)} of {len(runs)}: {name}", flush=True)
     return {name: kept["runs"][name] for name in runs}
 
 

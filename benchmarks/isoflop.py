@@ -2,7 +2,7 @@
 
     python fineweb.py --source novels --files NOVELS --vocab-size 4096 --out data/novels-4096
     python benchmarks/isoflop.py             on two cores; a run that is there is not made again
-    python benchmarks/isoflop.py --last 192  the run that the others predict, with five times the FLOPs of the largest
+    python benchmarks/isoflop.py --last 160  the run that the others predict, with five times the FLOPs of the largest
 
 As in Hoffmann et al. (arXiv 2203.15556): a model that is too small learns too little from a token, one that is too
 large sees too few. All have 4 layers with heads 32 wide (or one of 16), 4,096 tokens per step, T = 256, and their whole

@@ -12,10 +12,12 @@ COMMANDS = {
     "evaluate": ("gpt2.evaluation.report", "loss, perplexity and bits per byte on held-out text"),
     "hellaswag": ("gpt2.evaluation.hellaswag", "how often a model finds the true one of four endings"),
     "plot": ("gpt2.logs.plot", "draw the losses of one log or several"),
+    "watch": ("gpt2.web.watch", "follow the logs of runs in the browser, while they train"),
+    "playground": ("gpt2.web.playground", "look inside a model in the browser, and let it write"),
     "plan": ("gpt2.planning.plan", "what a run needs and costs, before machines are rented"),
     "sweep": ("gpt2.training.sweep", "how fast a preset trains on this machine, by micro-batch"),
     "inspect": ("gpt2.planning.inspect", "build a preset's model, and show the shapes on the way through it"),
-    "convert": ("gpt2.formats.convert", "write a model as a Hugging Face folder, or a file for llm.c"),
+    "convert": ("gpt2.formats.convert", "write a model for transformers, llm.c, onnxruntime or llama.cpp"),
     "check": ("gpt2.data.check", "compare every shard of a folder with its index"),
 }
 

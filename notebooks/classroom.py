@@ -4,7 +4,8 @@
     python notebooks/classroom.py --out FOLDER
 
 The copies have the checkers with them, and use `gpt2/` of the repository. Where a notebook goes on with the solution of
-a stub, the cell with it is folded. A file that is already in the folder is not overwritten: it may be a student's work.
+a stub, the cell with it is folded: it defines the name of a stub, or has the tag `solution`. A file that is already in
+the folder is not overwritten: it may be a student's work.
 """
 
 import re
@@ -44,7 +45,7 @@ def without_solutions(notebook: NotebookNode) -> NotebookNode:
         names = set(re.findall(r"^(?:def|class) (\w+)", cell.source, re.MULTILINE))
         if "raise NotImplementedError" in cell.source:
             stubs |= names
-        elif stubs & names:
+        elif stubs & names or "solution" in cell.metadata.get("tags", []):
             cell.metadata["jupyter"] = {"source_hidden": True}
     notebook.cells = [cell for cell in notebook.cells if cell.source.strip()]
     notebook.metadata.pop("executed", None)

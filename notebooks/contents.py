@@ -118,7 +118,8 @@ class Lesson:
     @property
     def modules(self) -> list[str]:
         """The modules of `gpt2/` that it imports, in order: `data.loader`."""
-        return sorted(".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in imported(self.code))
+        files = [path.relative_to(PACKAGE) for path in imported(self.code) if path.is_relative_to(PACKAGE)]
+        return sorted(".".join(path.with_suffix("").parts) for path in files)
 
     def mentions(self, name: str) -> bool:
         """Whether a name stands in its code, or in backticks in its text."""
@@ -140,14 +141,15 @@ def lessons() -> list[Lesson]:
 
 
 def imported(source: str) -> set[Path]:
-    """The files of `gpt2/` that some Python code imports directly. Imports inside functions count too."""
+    """The files of this repository that some Python code imports directly. Imports inside functions count too."""
     names = set()
     for node in ast.walk(ast.parse(re.sub(r"^[ \t]*[%!].*$", "", source, flags=re.MULTILINE))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    files = {PACKAGE.parent / f"{name.replace('.', '/')}.py" for name in names if name.split(".")[0] == PACKAGE.name}
+    folders = (PACKAGE.parent, FOLDER, PACKAGE.parent / "benchmarks")
+    files = {folder / f"{name.replace('.', '/')}.py" for folder in folders for name in names}
     return {file for file in files if file.exists()}
 
 

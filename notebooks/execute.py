@@ -42,10 +42,11 @@ CELL_TIMEOUT = 900  # s; enough for a slow machine that runs other programs too
 
 
 def checksum(notebook: NotebookNode) -> str:
-    """A checksum of all code that a notebook uses, without comments and docstrings.
+    """A checksum of all code and results that a notebook uses, without comments and docstrings.
 
-    This is the code of its own cells, its checkers and its diagrams, of the two scripts if it names them, and of every
-    module of `gpt2/` that any of these imports, directly or indirectly. The checksum depends on the version of Python.
+    This is the code of its own cells, its checkers and its diagrams, of the two scripts if it names them, of every
+    module of this repository that any of these imports, directly or indirectly, and the results in `benchmarks/` that
+    any of them names. The checksum depends on the version of Python.
     """
     cells = "\n".join(cell.source for cell in code(notebook))
     scripts = [ROOT / f"{name}.py" for name in ("train_gpt2", "fineweb") if name in cells]
@@ -54,12 +55,15 @@ def checksum(notebook: NotebookNode) -> str:
     files = {ROOT / f"{module.replace('.', '/')}.py" for module in modules} | imported(cells) | {*scripts}
     files |= {FOLDER / "checks" / f"{name}.py" for name in ["__init__", *re.findall(r"checks\.(\w+)\.", cells)]}
     files |= drawn(cells)
-    waiting = list(files)
+    waiting, texts = list(files), cells
     while waiting:
-        more = imported(waiting.pop().read_text(encoding="utf-8")) - files
+        text = waiting.pop().read_text(encoding="utf-8")
+        more = imported(text) - files
         files |= more
         waiting += more
+        texts += text
     parts = [cells, *(normal_form(path) for path in sorted(files))]
+    parts += [path.read_text() for path in sorted((ROOT / "benchmarks").glob("*.json")) if path.name in texts]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 

@@ -186,6 +186,23 @@ def test_more_processes_than_gpus_is_said_by_one_of_them(monkeypatch):
             pass
 
 
+@pytest.mark.parametrize(("asked", "processes", "threads"), [(None, 1, 6), ("3", 1, 3), ("1", 2, 3)])
+def test_a_process_takes_its_share_of_the_cores_or_what_the_user_asked_for(monkeypatch, asked, processes, threads):
+    """Under torchrun, which sets OMP_NUM_THREADS to 1 itself, the cores are divided over the processes."""
+    monkeypatch.setattr("gpt2.system.processes.available_cores", lambda: 6)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)  # what torch does at its start, if asked
+    try:
+        with process_group("cpu"):
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize(("everywhere", "rank", "said"), [(True, "0", 1), (True, "1", 0), (False, "1", 1)])
 def test_what_every_process_meets_is_said_once(monkeypatch, capsys, everywhere, rank, said):
     def main() -> None:

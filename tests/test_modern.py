@@ -294,6 +294,15 @@ def test_flex_attention_computes_the_plain_formula(window: int | None, sinks: bo
     assert_close(flex_attend(q, k, v, sink, mask), attend(q, k, v, window, sink), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("sinks", [None, torch.tensor([-1.0, 0.5, 0.0, 2.0])])
+@pytest.mark.parametrize("window", [None, 1, 9])
+def test_one_query_attends_as_the_last_of_many_and_copies_no_keys(monkeypatch, window: int | None, sinks):
+    q, k, v = (torch.randn(2, heads, 20, 8) for heads in (4, 2, 2))
+    whole = attend(q, k, v, window, sinks)
+    monkeypatch.setattr(torch.Tensor, "repeat_interleave", None)  # calling it is an error
+    assert_close(attend(q[:, :, -1:], k, v, window, sinks), whole[:, :, -1:])
+
+
 def test_layers_share_the_mask_of_their_window(monkeypatch):
     cpu = torch.device("cpu")
     assert block_mask(64, 9, cpu) is block_mask(64, 9, cpu) is not block_mask(64, 8, cpu)

@@ -78,6 +78,18 @@ def test_a_checksum_sees_a_change_of_code_in_any_module_that_is_used(change, sam
     assert (checksum(notebook) == before) == same
 
 
+@pytest.mark.parametrize(
+    ("number", "file"), [(18, "broken.py"), (18, "silent_bugs.json"), (17, "isoflop.py"), (16, "experiments.py")]
+)
+def test_a_checksum_sees_results_and_what_checkers_import(number, file, monkeypatch):
+    notebook, read_text = read(NOTEBOOKS[number]), Path.read_text
+    before = checksum(notebook)
+    monkeypatch.setattr(
+        Path, "read_text", lambda path, **options: read_text(path, **options) + "\nCHANGED = 1\n" * (path.name == file)
+    )
+    assert checksum(notebook) != before
+
+
 def test_without_the_package_a_notebook_and_its_processes_use_the_repository(tmp_path, monkeypatch, capsys):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: find_spec(name) if name != "gpt2" else None)
@@ -159,7 +171,9 @@ NEEDS_NONE = {
     "calls another library": ("training.distributed.multiply_in_fp8", "kernels.onednn_linear"),
     "turns one setting into another": ("training.setup.epochs_as_steps",),
     "refuses settings that do not go together": ("training.execution.check_precision",),
-    "reads the logs of other projects, one row each": ("logs.formats.rows_of", "logs.formats.recognise"),
+    "reads the logs of other projects, one row each": (
+        *("logs.formats.rows_of", "logs.formats.recognise", "logs.reader.log_of_rows"),
+    ),
     "hands numbers to other people's services and tools": ("logs.writer.Tracker", "training.telemetry.gpu_state"),
 }
 # why no notebook builds it → modules
@@ -168,7 +182,12 @@ NO_LESSON = {
     "settings: declared, read from a command line, and refused": (
         *("config.checks", "config.command_line", "data.options", "system.errors", "system.ranges"),
     ),
-    "files and services of other programs": ("formats.convert", "formats.llmc", "logs.trackers"),
+    "files and services of other programs": (
+        *("formats.convert", "formats.llmc", "formats.to_gguf", "formats.to_onnx", "logs.trackers"),
+    ),
+    "pages in a browser, which show what the lessons build": (
+        *("web.export", "web.follow", "web.playground", "web.server", "web.watch"),
+    ),
     "a command that compares files with their index": ("data.check",),
     "smaller weights for sampling, which notebook 04 uses": ("formats.packed",),
     "this machine and its disk": ("system.files", "system.machine"),
@@ -261,8 +280,9 @@ def test_a_copy_for_a_class_has_the_stubs_and_no_solution_or_output(tmp_path, mo
         assert [cell.source for cell in code(copied)] == [cell.source for cell in code(original)]
         text = "\n".join(cell.source for cell in copied.cells if cell.cell_type == "markdown")
         assert "<summary>Solution" not in text and text.count("<details>") == text.count("</details>")
-    folded = [cell.source for cell in code(read(copies[4])) if cell.metadata.get("jupyter", {}).get("source_hidden")]
-    assert any("def keep_top_p" in source for source in folded)
+    for number, solution in ((4, "def keep_top_p"), (13, "class Recomputed"), (13, "class ChunkedLoss")):
+        cells = [cell for cell in code(read(copies[number])) if cell.metadata.get("jupyter", {}).get("source_hidden")]
+        assert any(solution in cell.source for cell in cells)
     with pytest.raises(UserError, match="may hold a student's work"):
         classroom.main()
     monkeypatch.setattr(sys, "argv", ["classroom.py", "--out", str(tmp_path / "else" / "where")])

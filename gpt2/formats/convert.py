@@ -1,5 +1,6 @@
-"""`gpt2 convert`: a trained model as a Hugging Face folder, or as a file for llm.c."""
+"""`gpt2 convert`: a trained model in the format of another program."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,36 +8,81 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from gpt2.formats import llmc
-from gpt2.formats.huggingface import save_pretrained
+from gpt2.formats import huggingface, llmc, to_gguf, to_onnx
 from gpt2.formats.load import from_pretrained
+from gpt2.model import GPT
+from gpt2.modern.model import Modern
 from gpt2.system.errors import UserError
 
-OTHER_FILES = (".pt", ".pth", ".safetensors", ".gguf", ".onnx")
+Dtype = Literal["fp32", "bf16"]
+Writer = Callable[[GPT | Modern, Path, Dtype], None]
+
+
+def _write_folder(model: GPT | Modern, out: Path, dtype: Dtype) -> None:
+    huggingface.save_pretrained(model, out, torch.bfloat16 if dtype == "bf16" else torch.float32)
+
+
+def _write_onnx(model: GPT | Modern, out: Path, dtype: Dtype) -> None:
+    if dtype == "bf16":
+        raise UserError("ONNX is written in fp32, since few runtimes compute in bf16; leave --dtype out")
+    to_onnx.write_model(model, out)
+
+
+# format → how the name of its file ends ("" for a folder), and what writes it
+FORMATS: dict[str, tuple[str, Writer]] = {
+    "huggingface": ("", _write_folder),
+    "llmc": (".bin", llmc.write_model),
+    "onnx": (".onnx", _write_onnx),
+    "gguf": (".gguf", to_gguf.write_model),
+}
+OTHER_FILES = (".pt", ".pth", ".safetensors")
 
 
 @dataclass(frozen=True)
 class Options:
-    """Write a model as a Hugging Face folder, or as a .bin file for llm.c."""
+    """Write a model for other programs: transformers, llm.c, onnxruntime or llama.cpp."""
 
     run: Annotated[str, tyro.conf.Positional]
     """Run folder, Hugging Face folder, .bin file of llm.c, or a published name such as gpt2."""
     out: Annotated[Path, tyro.conf.Positional]
-    """The folder to write; or the file, if it ends in .bin, by which llm.c and this trainer recognise it."""
-    dtype: Literal["fp32", "bf16"] = "fp32"
-    """bf16 takes half the room; llm.c's CPU program reads fp32, its GPU program bf16."""
+    """The file or folder to write. Its end says which format: .bin, .onnx, .gguf; all else is a folder."""
+    to: Literal["huggingface", "llmc", "onnx", "gguf"] | None = None
+    """huggingface: a folder that transformers opens. llmc: llm.c's .bin. onnx: for onnxruntime. gguf: for llama.cpp
+    [what the end of OUT says]."""
+    dtype: Dtype = "fp32"
+    """bf16 takes half the room; llm.c's CPU program reads fp32, its GPU program bf16. ONNX is always fp32."""
+    overwrite: bool = False
+    """Write over what stands at OUT."""
 
 
 def main(options: Options) -> None:
     """Convert, and say what was written. Raises UserError for a model or a file that can't be."""
-    if options.out.suffix in OTHER_FILES:
-        raise UserError(f"{options.out} is no format of this command; name a folder, or a file that ends in .bin")
+    name = choose_format(options)
+    if not options.overwrite and _is_taken(options.out):
+        raise UserError(f"{options.out} exists; name another place, or add --overwrite")
     model = from_pretrained(options.run)
     try:
-        if options.out.suffix == ".bin":
-            llmc.write_model(model, options.out, options.dtype)
-        else:
-            save_pretrained(model, options.out, torch.bfloat16 if options.dtype == "bf16" else torch.float32)
+        FORMATS[name][1](model, options.out, options.dtype)
     except OSError as error:
         raise UserError(f"can't write {options.out} ({error.strerror}); name another place, or make room") from None
     print(f"{options.out}: {model.num_params():,} parameters in {options.dtype}")
+
+
+def choose_format(options: Options) -> str:
+    """The format that `--to` names, or the end of the file. Raises UserError where they contradict each other."""
+    out = options.out
+    if out.suffix in OTHER_FILES:
+        raise UserError(f"{out} is no format of this command; name a folder, or a file that ends in .bin, .onnx, .gguf")
+    by_end = next((name for name, (end, _) in FORMATS.items() if end and end == out.suffix), "huggingface")
+    name = options.to or by_end
+    end = FORMATS[name][0]
+    if name != by_end and end:
+        raise UserError(f"{out} does not end in {end}, as a file for {name} does; name one that does")
+    if name != by_end:
+        raise UserError(f"{out} ends like a file for {by_end}; name a folder, or leave --to {name} out")
+    return name
+
+
+def _is_taken(out: Path) -> bool:
+    """Whether a file stands there, or a folder that is not empty."""
+    return any(out.iterdir()) if out.is_dir() else out.exists()

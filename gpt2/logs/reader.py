@@ -74,7 +74,7 @@ def read_log(path: str | Path) -> Log:
             f"{', '.join(list(FORMATS)[1:])} (their log file, or what they print)"
         )
     header = [line[2:].split(": ", 1) for line in lines if source == OURS and line.startswith("# ") and ": " in line]
-    return _log(str(path), source, dict(header), rows, batch_tokens)
+    return log_of_rows(str(path), source, dict(header), rows, batch_tokens)
 
 
 @functools.cache
@@ -93,10 +93,12 @@ def published_log(name: str) -> Log:
     for row in rows.values():
         row["dt"] = run["step_ms"] or np.nan
     header = {"source": run["source"], "date": run["date"], "model": f'{{"vocab_size": {run["vocab_size"]}}}'}
-    return _log(run["title"], PUBLISHED, header, rows, run["batch_tokens"])
+    return log_of_rows(run["title"], PUBLISHED, header, rows, run["batch_tokens"])
 
 
-def _log(name: str, source: str, header: dict[str, str], rows: dict[int, dict[str, float]], batch_tokens: float) -> Log:
+def log_of_rows(
+    name: str, source: str, header: dict[str, str], rows: dict[int, dict[str, float]], batch_tokens: float
+) -> Log:
     """The log whose rows have these numbers; what follows from others is computed."""
     training = _table(rows, "step", "loss", "lr", "norm", "dt", "tok_per_sec", "elapsed_ms")
     training["dt"], training["seconds"] = _times(training["step"], training["dt"], training.pop("elapsed_ms"))

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_block_mask, flex_attention
 
 from gpt2 import kernels
@@ -114,18 +115,35 @@ def attend(
         window = None
     if mask is not None:
         return flex_attend(q, k, v, sinks, mask)
-    if T == 1 and window is not None:  # a single query sees everything in its window
-        k, v, window = k[:, :, -window:], v[:, :, -window:], None
+    if T == 1:  # a single query sees everything in its window
+        return attend_one(q, *((k, v) if window is None else (k[:, :, -window:], v[:, :, -window:])), sinks)
     if k.size(1) < q.size(1):
         k, v = (x.repeat_interleave(q.size(1) // k.size(1), dim=1) for x in (k, v))
     if sinks is None:
         return kernels.attend(q, k, v, None if window is None else causal_mask(T, S, window, q.device))
     scores = (q / math.sqrt(q.size(-1))) @ k.transpose(-2, -1)  # (B, H, T, S)
-    if T > 1:
-        scores = scores.masked_fill(~causal_mask(T, S, window, q.device), float("-inf"))
-    column = sinks.to(scores.dtype).view(1, -1, 1, 1).expand(scores.size(0), -1, T, 1)
-    weights = torch.cat([scores, column], dim=-1).softmax(-1)[..., :-1]
-    return weights.to(v.dtype) @ v
+    scores = scores.masked_fill(~causal_mask(T, S, window, q.device), float("-inf"))
+    return softmax_with_sinks(scores, sinks.view(1, -1, 1, 1)).to(v.dtype) @ v
+
+
+def attend_one(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Tensor:
+    """Attention of one query per head to all positions: q (B, H, 1, D), k and v (B, K, S, D) → (B, H, 1, D).
+
+    The H / K queries that share a head of keys are the rows of one matrix, so no key is copied.
+    """
+    rows = q.reshape(q.size(0), k.size(1), -1, q.size(-1))  # (B, K, H/K, D)
+    if sinks is None:
+        y = F.scaled_dot_product_attention(rows, k, v)
+    else:
+        scores = (rows / math.sqrt(q.size(-1))) @ k.transpose(-2, -1)  # (B, K, H/K, S)
+        y = softmax_with_sinks(scores, sinks.view(1, k.size(1), -1, 1)).to(v.dtype) @ v
+    return y.reshape(q.shape)
+
+
+def softmax_with_sinks(scores: Tensor, sinks: Tensor) -> Tensor:
+    """The softmax over the last axis, in which one logit more per row takes part; its weight is dropped."""
+    column = sinks.to(scores.dtype).expand(*scores.shape[:-1], 1)
+    return torch.cat([scores, column], dim=-1).softmax(-1)[..., :-1]
 
 
 def flex_attend(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, mask: BlockMask) -> Tensor:

@@ -117,7 +117,10 @@ def _prepare_device(device: torch.device, local_rank: int) -> torch.device:
             )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
-    elif device.type == "cpu":  # torchrun allows each process one core; divide all of them instead
-        torch.set_num_threads(max(1, available_cores() // processes_here()))
+    elif device.type == "cpu":
+        # torchrun allows each of several processes one core; divide all of them instead. For a single process,
+        # OMP_NUM_THREADS is the user's choice.
+        if processes_here() > 1 or "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, available_cores() // processes_here()))
         keep_freed_memory()
     return device

@@ -22,6 +22,11 @@ def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.shape == b.shape and torch.allclose(a.float(), b.float(), atol=1e-4, rtol=1e-3)
 
 
+def _svd_factor(matrix: torch.Tensor) -> torch.Tensor:
+    u, _, vt = torch.linalg.svd(matrix, full_matrices=False)
+    return u @ vt
+
+
 def _expect_tensor(found, wanted: torch.Tensor, what: str) -> None:
     expect(found is not None, f"{what} is None; is there a `return`?")
     expect(isinstance(found, torch.Tensor), f"{what} should be a tensor, and is a {type(found).__name__}")
@@ -75,13 +80,9 @@ def muon_step(solution) -> None:
     """Momentum, Nesterov, the orthogonal factor, its scale, and the new weights."""
     random = torch.Generator().manual_seed(1)
 
-    def svd_factor(matrix):
-        u, _, vt = torch.linalg.svd(matrix, full_matrices=False)
-        return u @ vt
-
     for shape in ((8, 8), (12, 4), (4, 12)):
         w, g, m = (torch.randn(shape, generator=random) for _ in range(3))
-        result = solution(w.clone(), g.clone(), m.clone(), svd_factor)
+        result = solution(w.clone(), g.clone(), m.clone(), _svd_factor)
         expect(result is not None, "the result is None; is there a `return`?")
         expect(isinstance(result, tuple) and len(result) == 2, "return two tensors: the new w and the new m")
         new_w, new_m = result
@@ -94,7 +95,7 @@ def muon_step(solution) -> None:
         stretch = max(1.0, shape[0] / shape[1]) ** 0.5
 
         def ended(ahead, factor, w=w):
-            return w - 0.02 * factor * svd_factor(ahead)
+            return w - 0.02 * factor * _svd_factor(ahead)
 
         ahead = 0.95 * memory + 0.05 * g
         for wrong, factor, sentence in (
@@ -170,20 +171,16 @@ def fused_update(solution) -> None:
     """The update of q, k and v, or of any maps in one matrix, each orthogonal on its own."""
     random = torch.Generator().manual_seed(2)
 
-    def svd_factor(matrix):
-        u, _, vt = torch.linalg.svd(matrix, full_matrices=False)
-        return u @ vt
-
     for rows, columns in (((6, 6, 6), 6), ((16, 4, 4), 4)):
         gradient = torch.randn(sum(rows), columns, generator=random)
         gradient[: rows[0]] *= 0.01
-        found = solution(gradient.clone(), rows, svd_factor)
+        found = solution(gradient.clone(), rows, _svd_factor)
         _expect_tensor(found, gradient, "the update")
-        parts = [svd_factor(part) for part in gradient.split(rows)]
+        parts = [_svd_factor(part) for part in gradient.split(rows)]
         scales = [max(1.0, r / columns) ** 0.5 for r in rows]
         whole = max(1.0, sum(rows) / columns) ** 0.5
         expect(
-            not _close(found, whole * svd_factor(gradient)) and not _close(found, svd_factor(gradient)),
+            not _close(found, whole * _svd_factor(gradient)) and not _close(found, _svd_factor(gradient)),
             "the whole matrix was orthogonalised at once; split it into its maps first",
         )
         expect(

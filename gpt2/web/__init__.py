@@ -1,0 +1,1 @@
+"""Pages in a browser: a model to look inside, and runs to watch."""

@@ -1,0 +1,34 @@
+// A model in a worker, as the page sees it.
+
+export class Session {
+  /** Start to load the model of a folder. `on` has a function per kind of message of `worker.js`. */
+  constructor(folder, on) {
+    this.worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
+    this.worker.onmessage = ({ data: { kind, ...message } }) => on[kind]?.(message);
+    this.worker.onerror = (event) => on.failed({ message: event.message ?? "the model's thread can't start" });
+    this.send("load", { folder: new URL(folder, document.baseURI).href });
+  }
+
+  send(kind, options = {}) {
+    this.worker.postMessage({ kind, ...options });
+  }
+}
+
+/** What was computed of a text: attention weights and norms of the residual stream. */
+export class Trace {
+  constructor({ T, attention, norms }, { n_layer, n_head }) {
+    Object.assign(this, { T, attention, norms, n_layer, n_head });
+  }
+
+  /** The weights (t + 1) with which the query at position t sees positions 0 … t. */
+  weights(t, layer, head) {
+    const before = (this.n_layer * this.n_head * t * (t + 1)) / 2;
+    const first = before + (layer * this.n_head + head) * (t + 1);
+    return this.attention.subarray(first, first + t + 1);
+  }
+
+  /** The norm of the residual stream (n_layer + 1) of a position: before the first layer, and after each. */
+  streamNorms(t) {
+    return this.norms.subarray(t * (this.n_layer + 1), (t + 1) * (this.n_layer + 1));
+  }
+}

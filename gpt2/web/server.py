@@ -1,0 +1,87 @@
+"""A web server for the pages of this package, for this machine alone."""
+
+import json
+import mimetypes
+from collections.abc import Callable, Mapping
+from functools import partial
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from gpt2.system.errors import UserError
+
+ADDRESS = "127.0.0.1"  # other machines can't connect
+PAGES = Path(__file__).resolve().parent / "pages"
+
+# the parameters of a request, after its "?" → what is sent: bytes, or anything that JSON can hold
+Answer = Callable[[dict[str, str]], Any]
+
+
+def serve(page: str, answers: Mapping[str, Answer], port: int) -> None:
+    """Serve the files of `pages/` and `answers` by path until Ctrl-C, and print the address of `page`.
+
+    Port 0 takes a free one. Raises UserError where the port is in use.
+    """
+    try:
+        server = make_server(answers, port)
+    except OSError as error:
+        raise UserError(f"port {port} can't be used: {error.strerror}; give another one with --port") from None
+    with server:
+        print(f"http://{ADDRESS}:{server.server_port}/{page} (Ctrl-C ends it)", flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print()
+
+
+def make_server(answers: Mapping[str, Answer], port: int) -> ThreadingHTTPServer:
+    """A server of the files of `pages/` and of `answers`, bound to its port. Raises OSError if the port is taken."""
+    return ThreadingHTTPServer((ADDRESS, port), partial(_Handler, answers))
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def __init__(self, answers: Mapping[str, Answer], *arguments: Any) -> None:
+        self.answers = answers
+        super().__init__(*arguments)
+
+    def do_GET(self) -> None:
+        # a page of another site could reach this server through a name of its own; it would say so here
+        if self.headers.get("Host", "").rsplit(":", 1)[0] not in (ADDRESS, "localhost"):
+            return self._send(HTTPStatus.FORBIDDEN, "text/plain", b"only http://127.0.0.1")
+        parts = urlsplit(self.path)
+        path = unquote(parts.path).lstrip("/")
+        if path in self.answers:
+            try:
+                found = self.answers[path](dict(parse_qsl(parts.query)))
+            except (UserError, OSError) as error:
+                found = {"error": str(error)}
+            if isinstance(found, bytes):
+                return self._send(HTTPStatus.OK, "application/octet-stream", found)
+            return self._send(HTTPStatus.OK, "application/json", json.dumps(found).encode())
+        file = (PAGES / path).resolve()
+        if not file.is_relative_to(PAGES) or not file.is_file():
+            return self._send(HTTPStatus.NOT_FOUND, "text/plain", b"there is no such page")
+        kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
+        return self._send(HTTPStatus.OK, kind, file.read_bytes())
+
+    def _send(self, status: HTTPStatus, kind: str, content: bytes) -> None:
+        text = kind.startswith("text/") or kind.endswith(("javascript", "json"))
+        self.send_response(status)
+        self.send_header("Content-Type", f"{kind}; charset=utf-8" if text else kind)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Cache-Control", "no-store")
+        self.send_header(
+            "Content-Security-Policy", "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'"
+        )
+        self.end_headers()
+        try:
+            self.wfile.write(content)
+        except (BrokenPipeError, ConnectionResetError):  # the browser has left
+            self.close_connection = True
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Print nothing per request."""

@@ -1,0 +1,1 @@
+"""The parts of the site's build: where its pages come from, and what they get beside Sphinx."""

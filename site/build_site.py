@@ -1,0 +1,61 @@
+"""Build the site from the committed notebooks, without executing them and without a network.
+
+python site/build_site.py                          writes build/site/index.html
+REPOSITORY=owner/name python site/build_site.py    with links to Colab, Binder and GitHub
+"""
+
+import importlib.util
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from book.sources import ROOT, collect
+
+sys.path.insert(0, str(ROOT))
+from gpt2.system.errors import UserError, run_command
+from gpt2.web.export import write_playground
+
+NEEDED = ("sphinx", "myst_nb", "sphinx_book_theme")
+NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Build the site."""
+
+    out: Path = ROOT / "build" / "site"
+    """The folder of the finished site; two hidden folders beside it hold what Sphinx reads and keeps."""
+
+
+def main() -> None:
+    """Collect the pages and let Sphinx write them; every warning is an error. Raises UserError for a bad REPOSITORY."""
+    out = tyro.cli(Options, description=__doc__).out.resolve()
+    repository = os.environ.get("REPOSITORY", "")
+    if repository and not NAME.fullmatch(repository):
+        raise UserError(f"REPOSITORY={repository} is not a repository on GitHub; give owner/name")
+    status = build(out, repository)
+    if status:
+        raise SystemExit(status)
+    print(f"{out / 'index.html'}")
+
+
+def build(out: Path, repository: str = "") -> int:
+    """Build into the folder `out`. Returns Sphinx's exit status. Raises UserError where Sphinx is not installed."""
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"{', '.join(missing)} can't be imported; run `make site`, or pip install -e '.[site]'")
+    from sphinx.cmd.build import build_main
+
+    source, kept = out.parent / f".{out.name}-source", out.parent / f".{out.name}-doctrees"
+    collect(source, repository)
+    write_playground(out, ["novels"], lessons="./")
+    words = ["--fail-on-warning", "--keep-going", "--quiet", "--jobs=auto", f"--define=book_repository={repository}"]
+    folders = ["--doctree-dir", kept, "--conf-dir", ROOT / "site", source, out]
+    return build_main([*words, *map(str, folders)])
+
+
+if __name__ == "__main__":
+    run_command(main)

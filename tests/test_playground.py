@@ -1,0 +1,633 @@
+"""The playground: the model in the browser computes what the model in Python does, and the page shows it."""
+
+import functools
+import http.server
+import json
+import re
+import shutil
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+from gpt2.data.tokenizer import END_OF_TEXT, get_encoding
+from gpt2.formats.build import build_from_tensors
+from gpt2.formats.huggingface import save_pretrained
+from gpt2.generate import generate, sample_token
+from gpt2.model import GPT, GPTConfig
+from gpt2.modern.model import Modern, ModernConfig
+from gpt2.modern.parts import Parts
+from gpt2.system.errors import UserError
+from gpt2.web.export import FILES, check, describe, export, settings, write_playground
+from gpt2.web.playground import Options, main, make_answers
+from gpt2.web.server import PAGES, make_server
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+needs_browser = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="there is no Chromium with chromedriver here")
+MARKUP = "<img src=x onerror=\"document.title='hacked'\"><b>bold</b>"
+AWKWARD = [
+    "",
+    "The old man looked at",
+    "  two  spaces \n\n and\ttabs \r\n at the end  ",
+    "don't WE'LL we'd 1984 3.14159 x²",
+    "🙂👩‍👩‍👧 naïve cafe\u0301 日本語 العربية",
+    "\x00\x01\x1b[0m\x7f\x85\u200b\ufeff\u2028 z",
+    "\ud800 alone \udc00\ud83d",
+    "white space at the end \x85",
+    "none at the end \ufeff",
+    f"{END_OF_TEXT}{MARKUP}",
+    "a" * 3000 + " " * 3000 + "!" * 4000,
+]
+
+
+def small_model(seed: int = 1, **sizes: int) -> GPT:
+    """A model of odd sizes, with biases and norms that are not those of a new one."""
+    torch.manual_seed(seed)
+    config = {"block_size": 32, "vocab_size": 259, "n_layer": 2, "n_head": 3, "n_embd": 21} | sizes
+    model = GPT(GPTConfig(**config))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.5 * torch.randn_like(p))
+    return model
+
+
+def read_back(files: dict[str, bytes]) -> GPT:
+    """The model that `model.json` and `weights.bin` describe, read without the code that wrote them."""
+    description, content = json.loads(files["model.json"]), files["weights.bin"]
+    tensors = {}
+    for name, entry in description["tensors"].items():
+        count = int(np.prod(entry["shape"]))
+        kind = {"int8": "i1", "fp32": "<f4"}[entry["dtype"]]
+        values = np.frombuffer(content, kind, count, entry["offset"]).astype(np.float32).reshape(entry["shape"])
+        if "scales" in entry:
+            values = values * np.frombuffer(content, "<f4", entry["shape"][0], entry["scales"])[:, None]
+        tensors[name] = torch.tensor(values)
+    model = build_from_tensors(GPTConfig(**description["config"]), tensors)
+    return model.requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def novels() -> dict[str, bytes]:
+    return export("novels").files()
+
+
+@pytest.fixture(scope="module")
+def novels_model(novels) -> GPT:
+    """The novels model with the weights of the page, which are rounded to int8."""
+    return read_back(novels)
+
+
+def test_an_export_in_fp32_holds_every_weight():
+    model = small_model()
+    again = read_back(describe(model, "small", "fp32").files())
+    for name, p in again.state_dict().items():
+        rows = slice(model.config.vocab_size) if name == "transformer.wte.weight" else slice(None)
+        assert torch.equal(p[rows], model.state_dict()[name][rows]), name
+
+
+def test_an_export_in_int8_rounds_matrices_alone():
+    """Each weight is at most half a step off, and a step is 1/127 of the largest weight of its row."""
+    model = small_model()
+    again = read_back(describe(model, "small").files()).state_dict()
+    for name, p in model.state_dict().items():
+        p = p[: model.config.vocab_size] if name == "transformer.wte.weight" else p
+        error = (again[name][: len(p)] - p).abs()
+        # half a step, and what rounding the scale to bf16 adds
+        allowed = p.abs().amax(1, keepdim=True) * (0.51 / 127 + 2**-8) if p.dim() == 2 else torch.zeros(())
+        assert (error <= allowed).all(), name
+
+
+def test_the_page_with_the_novels_model_loads_under_15_mb(tmp_path, novels):
+    write_playground(tmp_path, ["novels"], lessons="notebooks/")
+    sizes = {path.relative_to(tmp_path).as_posix(): path.stat().st_size for path in tmp_path.rglob("*.*")}
+    assert sum(sizes.values()) < 15e6
+    assert (tmp_path / "model" / "weights.bin").read_bytes() == novels["weights.bin"]
+    assert json.loads((tmp_path / "playground.json").read_text()) == {"models": ["model/"], "lessons": "notebooks/"}
+    named = {name for file in FILES for name in re.findall(r'["/]([\w-]+\.(?:js|css))"', (PAGES / file).read_text())}
+    assert named <= set(sizes), "a file that the page asks for is not written"
+
+
+def test_every_panel_links_to_a_lesson_that_exists():
+    lessons = re.findall(r'data-lesson="([^"]+)"', (PAGES / "playground.html").read_text())
+    panels = (PAGES / "playground.html").read_text().count('-panel"')
+    assert len(lessons) == panels == 6
+    assert all((ROOT / "notebooks" / f"{lesson}.ipynb").is_file() for lesson in lessons)
+
+
+@pytest.mark.parametrize(
+    ("parts", "named"),
+    [
+        (Parts(experts=4), "experts 4"),
+        (Parts(sinks=True), "sinks True"),
+        (Parts(position="rotary"), "position rotary"),
+        (Parts(norm="rms", kv_heads=1), "norm rms, kv_heads 1"),
+    ],
+)
+def test_other_parts_are_refused_by_name(tmp_path, parts, named):
+    config = ModernConfig(block_size=16, vocab_size=257, n_layer=1, n_head=2, n_embd=16, parts=parts)
+    save_pretrained(Modern(config), tmp_path / "run")
+    with pytest.raises(UserError, match=re.escape(f"({named})")):
+        make_answers([str(tmp_path / "run")])
+
+
+def test_parts_that_matter_in_training_alone_are_no_obstacle():
+    parts = Parts(init="languini", balance=0.5, fp32_logits=True)
+    config = ModernConfig(block_size=16, vocab_size=257, n_layer=1, n_head=2, n_embd=16, parts=parts)
+    check("run", config)
+    idx, model = torch.randint(257, (1, 9)), Modern(config)
+    torch.testing.assert_close(read_back(describe(model, "run", "fp32").files())(idx), model(idx))
+
+
+def test_a_run_without_weights_or_with_another_vocabulary_is_refused(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with pytest.raises(UserError, match="holds no model"):
+        make_answers([str(folder)])
+    save_pretrained(small_model(vocab_size=50_304), folder)
+    with pytest.raises(UserError, match=r"another one of 50,304 tokens"):
+        make_answers([str(folder)])
+    save_pretrained(small_model(), folder)
+    make_answers([str(folder)])
+    (folder / "merges.txt").write_text("#version: 0.2\nq z\nz q\n")
+    with pytest.raises(UserError, match=r"another one of 259 tokens"):
+        make_answers([str(folder)])
+
+
+def test_a_port_in_use_is_a_sentence(tmp_path):
+    save_pretrained(small_model(), tmp_path / "run")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"port {port} can't be used"):
+            main(Options(run=str(tmp_path / "run"), port=port))
+    with pytest.raises(UserError, match="--port 70000"):
+        main(Options(port=70_000))
+
+
+# ------------------------------------------------------------------------------------------------ in a real browser
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """Chromium, in light, 1200 pixels wide."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    profile = tmp_path_factory.mktemp("profile")
+    for flag in ("headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking"):
+        options.add_argument(f"--{flag}")
+    options.add_argument(f"--user-data-dir={profile}")
+    options.add_argument("--window-size=1200,1600")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver.set_script_timeout(60)
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def address(novels):
+    """A server of the page with the novels model; beside it, the small model in fp32."""
+    answers = make_answers([])
+    answers["playground.json"] = lambda _: settings(1)
+    for folder, files in (("model", novels), ("small", describe(small_model(), "small", "fp32").files())):
+        for name, content in files.items():
+            answers[f"{folder}/{name}"] = functools.partial(lambda content, _: content, content)
+    with make_server(answers, 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture
+def page(browser, address):
+    """The page, when it has read its first text. No test may leave an error in the console or ask another host."""
+    open_page(browser, f"{address}/playground.html")
+    yield browser
+    assert not browser.get_log("browser")
+    asked = browser.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
+    assert asked and all(name.startswith((address, "data:")) for name in asked)
+
+
+def open_page(browser, address: str) -> None:
+    browser.get_log("browser")
+    browser.get(address)
+    until(browser, f"return {READ}")
+
+
+READ = "document.querySelectorAll('.next').length > 0 && !document.querySelector('[aria-busy]')"
+
+
+def until(browser, script: str, *arguments, seconds: float = 60) -> None:
+    """Wait until a script of the page says true. Raises AssertionError where it takes longer."""
+    deadline = time.monotonic() + seconds
+    while not browser.execute_script(script, *arguments):
+        assert time.monotonic() < deadline, script
+        time.sleep(0.05)
+
+
+def in_modules(browser, body: str, *arguments):
+    """The result of an asynchronous function body that has the modules of the page."""
+    script = f"""
+        const done = arguments[arguments.length - 1], given = [...arguments].slice(0, -1);
+        (async () => {{
+            const [model, tokenizer, sampling, session] = await Promise.all(
+                ["model", "tokenizer", "sampling", "session"].map(name => import(`/${{name}}.js`)));
+            {body}
+        }})().then(done, error => done({{error: `${{error.stack}}`}}));
+    """
+    result = browser.execute_async_script(script, *arguments)
+    assert not (isinstance(result, dict) and "error" in result), result["error"]
+    return result
+
+
+def utf16(text: str) -> list[int]:
+    """The units of a text as JavaScript has it. Half of a surrogate pair could not be sent as text."""
+    return np.frombuffer(text.encode("utf-16-le", "surrogatepass"), "<u2").tolist()
+
+
+def type_text(browser, text: str) -> None:
+    """Replace the text, and wait until it was read. Selenium can't type all characters, so they are pasted."""
+    script = """
+        const box = document.getElementById("text");
+        box.value = String.fromCharCode(...arguments[0]);
+        document.querySelector(".next").remove();
+        box.dispatchEvent(new Event("input"));
+    """
+    browser.execute_script(script, utf16(text))
+    until(browser, f"return {READ}")
+
+
+def move(browser, control: str, value: float) -> None:
+    script = "const [id, value] = arguments, control = document.getElementById(id); control.value = value;"
+    browser.execute_script(script + "control.dispatchEvent(new Event('input'))", control, value)
+
+
+def texts(browser, selector: str) -> list[str]:
+    return browser.execute_script(
+        "return [...document.querySelectorAll(arguments[0])].map(each => each.textContent)", selector
+    )
+
+
+def shown_distribution(browser) -> dict[int, float]:
+    script = (
+        "return [...document.querySelectorAll('.next [data-token]')].map(row => [row.dataset.token, row.dataset.p])"
+    )
+    return {int(token): float(p) for token, p in browser.execute_script(script)}
+
+
+def rule_in_torch(monkeypatch, logits: torch.Tensor, **rule) -> torch.Tensor:
+    """The probabilities from which `sample_token` draws."""
+    drawn = []
+    monkeypatch.setattr(torch, "multinomial", lambda p, *_, **__: drawn.append(p) or p[:, :1])
+    sample_token(logits[None], **rule)
+    return drawn[0][0] / drawn[0][0].sum()
+
+
+def logits_after(model: GPT, text: str) -> torch.Tensor:
+    ids = get_encoding(model.config.vocab_size).encode_ordinary(text)[-model.config.block_size :]
+    return model(torch.tensor([ids]))[0, -1]
+
+
+@needs_browser
+@pytest.mark.parametrize("vocab_size", [257, 4096, 50_257])
+def test_the_tokenizer_is_tiktoken(page, vocab_size):
+    encoding = get_encoding(vocab_size)
+    tokens = [encoding.decode_single_token_bytes(token).decode("latin-1") for token in range(vocab_size - 1)]
+    body = """
+        const all = new tokenizer.Tokenizer(given[0]);
+        const texts = given[1].map(units => String.fromCharCode(...units));
+        return texts.map(text => [all.encode(text), all.decode(all.encode(text)), text.toWellFormed()]);
+    """
+    results = in_modules(page, body, tokens, [utf16(text) for text in AWKWARD])
+    for text, (ids, decoded, original) in zip(AWKWARD, results, strict=True):
+        assert ids == encoding.encode_ordinary(text), repr(text[:60])
+        assert decoded == original
+
+
+@needs_browser
+def test_the_merges_of_a_token_make_it(page):
+    tokens = [get_encoding(4096).decode_single_token_bytes(token).decode("latin-1") for token in range(4095)]
+    body = """
+        const all = new tokenizer.Tokenizer(given[0]);
+        return all.tokens.map((token, id) => all.history(id).map(({left, right, number}) => [left, right, number]));
+    """
+    for token, history in zip(tokens, in_modules(page, body, tokens), strict=True):
+        assert len(history) == len(token) - 1  # each merge makes one of two
+        assert not history or (history[-1][0] + history[-1][1], history[-1][2] + 255) == (token, tokens.index(token))
+
+
+@needs_browser
+@pytest.mark.parametrize(("folder", "tolerance"), [("small", 1e-4), ("model", 1e-3)])
+def test_logits_are_those_of_torch(page, novels_model, folder, tolerance):
+    """Of every position; the small model in fp32, the novels model beside torch with the same rounded weights."""
+    model = {"small": small_model(), "model": novels_model}[folder]
+    idx = torch.randint(model.config.vocab_size, (1, 32), generator=torch.Generator().manual_seed(1))
+    body = """
+        const [folder, ids] = given;
+        const description = await (await fetch(`/${folder}/model.json`)).json();
+        const gpt = model.buildModel(description, await (await fetch(`/${folder}/weights.bin`)).arrayBuffer());
+        const cache = gpt.newCache();
+        const forward = id => Array.from(gpt.logits(gpt.forward(id, cache).stream.at(-1)));
+        const logits = ids.map(forward);
+        cache.rewind(7);  // and once more from there
+        return [logits, ids.slice(7).map(forward), cache.bytes];
+    """
+    logits, again, size = in_modules(page, body, folder, idx[0].tolist())
+    torch.testing.assert_close(torch.tensor(logits), model(idx)[0], atol=tolerance, rtol=0)
+    assert logits[7:] == again
+    assert size == 2 * 4 * 32 * model.config.n_layer * model.config.n_embd
+
+
+@needs_browser
+def test_a_typed_sentence_gives_the_next_tokens_of_torch(page, novels_model):
+    page.find_element("id", "text").send_keys(" the sea, and")
+    ids = get_encoding(4096).encode_ordinary("The old man looked at the sea, and")
+    last = f"{len(ids) - 1}"
+    until(page, "return document.querySelector('.next').parentElement.dataset.position === arguments[0]", last)
+    assert texts(page, "#tokens small") == [str(token) for token in ids]
+    logits = novels_model(torch.tensor([ids]))[0]
+    assert list(shown_distribution(page))[:5] == logits[-1].topk(5).indices.tolist()
+    # the last row of the lens is what the whole model says, and the norms are those of the residual stream
+    lens = [text.replace("␣", " ") for text in texts(page, "#lens tbody tr:last-child td")]
+    expected = get_encoding(4096).decode_batch(logits[-1].topk(5).indices[:, None].tolist())
+    assert all(cell.startswith(token) for cell, token in zip(lens, expected, strict=True))
+    # an earlier token is chosen by keyboard, and all panels follow
+    page.execute_script("document.querySelector('#tokens [aria-selected=true]').focus()")
+    page.switch_to.active_element.send_keys("\ue011\ue014")  # Home, right
+    until(page, "return document.querySelector('.next').parentElement.dataset.position === '1'")
+    assert list(shown_distribution(page))[:5] == logits[1].topk(5).indices.tolist()
+    assert texts(page, "#history h3") == ["Token 1468: ␣old"]
+    assert texts(page, ".merges li")[-1] == "␣o + ld merge 1213"
+    assert len(texts(page, "#weights li")) == 2
+
+
+@needs_browser
+def test_a_link_names_a_text_and_a_head(page, address):
+    page.get("about:blank")
+    open_page(page, f"{address}/playground.html#text=On%20a%20hill&layer=0&head=3")
+    assert texts(page, "#head-title") == ["Layer 0, head 3"]
+    assert page.execute_script("return document.getElementById('text').value") == "On a hill"
+    page.get("about:blank")
+    open_page(page, f"{address}/playground.html#layer=99&head=x")
+    assert texts(page, "#head-title") == ["Layer 0, head 0"]
+
+
+@needs_browser
+def test_attention_and_norms_are_those_of_torch(page, novels_model):
+    ids = get_encoding(4096).encode_ordinary("The old man looked at him again")
+    assert len(ids) == 7
+    body = """
+        const [folder, ids] = given, config = {n_layer: 6, n_head: 5};
+        const trace = await new Promise((resolve, reject) => {
+            const one = new session.Session(folder, {
+                failed: ({message}) => reject(new Error(message)),
+                ready: () => one.send("inspect", {tokens: ids, id: 1}),
+                trace: message => resolve(new session.Trace(message, config)),
+            });
+        });
+        return [Array.from(trace.weights(6, 2, 3)), Array.from(trace.streamNorms(5))];
+    """
+    weights, norms = in_modules(page, body, "/model/", ids)
+    idx, blocks = torch.tensor([ids]), novels_model.transformer.h
+    stream = [novels_model.transformer.wte(idx) + novels_model.transformer.wpe(torch.arange(7))]
+    for block in blocks:
+        stream.append(block(stream[-1]))
+    torch.testing.assert_close(torch.tensor(norms), torch.stack(stream)[:, 0, 5].norm(dim=-1), atol=1e-2, rtol=1e-4)
+    heads = blocks[2].attn.c_attn(blocks[2].ln_1(stream[2])).view(7, 3, 5, 64)
+    scores = heads[6, 0, 3] @ heads[:, 1, 3].T / 8
+    torch.testing.assert_close(torch.tensor(weights), scores.softmax(-1), atol=1e-4, rtol=0)
+
+
+@needs_browser
+def test_sliders_are_the_rules_of_generate(page, novels_model, monkeypatch):
+    logits = logits_after(novels_model, "The old man looked at")
+    for temperature, top_k, top_p in [(0.8, 50, 1), (1.5, 7, 1), (1, 101, 0.6), (0.5, 20, 0.9)]:
+        for control, value in (("temperature", temperature), ("top-k", top_k), ("top-p", top_p)):
+            move(page, control, value)
+        rule = {"temperature": temperature, "top_k": None if top_k == 101 else top_k, "top_p": top_p}
+        expected = rule_in_torch(monkeypatch, logits, **rule)
+        shown = shown_distribution(page)
+        assert len(shown) == 20 and list(shown) == logits.topk(20).indices.tolist()
+        for token, p in shown.items():
+            assert abs(p - expected[token].item()) < 1e-4
+        assert texts(page, "#next p")[0].startswith(f"{int((expected > 0).sum()):,} of 4,096")
+    move(page, "temperature", 0)
+    assert list(shown_distribution(page).values())[:2] == [1, 0]
+
+
+@needs_browser
+def test_generation_at_temperature_0_is_the_text_of_generate(page, novels_model):
+    prompt = get_encoding(4096).encode_ordinary("The old man looked at")
+    new = [int(token) for token in generate(novels_model, torch.tensor([prompt]), 40, temperature=0)]
+    move(page, "temperature", 0)
+    move(page, "count", 40)
+    page.find_element("id", "text").send_keys("\ue009\ue007\ue000")  # Ctrl + Enter
+    until(page, "return document.querySelector('#stop').disabled && document.querySelector('.made').textContent")
+    assert texts(page, ".made") == [get_encoding(4096).decode(new)]
+    cache = 2 * 4 * 6 * 320 * (len(prompt) + 39)  # the last token was chosen, but not read
+    assert f"40 tokens · key-value cache: {cache:,} bytes" in texts(page, ".figures")[0]
+    page.find_element("id", "step").click()
+    until(page, "return document.querySelector('.figures').textContent.includes('41 tokens')")
+    page.find_element("id", "take").click()
+    until(page, "return document.querySelectorAll('#tokens .token').length === 46")
+
+
+@needs_browser
+def test_a_full_context_starts_again_with_its_later_half(page):
+    model = small_model()
+    expected = [int(token) for token in generate(model, torch.tensor([[1, 2, 3]]), 70, temperature=0)]
+    body = """
+        const made = [];
+        await new Promise((resolve, reject) => {
+            const one = new session.Session("/small/", {
+                failed: ({message}) => reject(new Error(message)),
+                ready: () => one.send("generate", {tokens: [1, 2, 3], count: 50, rule: {temperature: 0}}),
+                token: ({token}) => made.push(token),
+                finished: () => made.length >= 70 ? resolve()
+                    : one.send("generate", {tokens: null, count: 20, rule: {temperature: 0}}),
+            });
+        });
+        return made;
+    """
+    assert len(set(expected)) > 4 and model.config.vocab_size - 1 not in expected, "this model proves nothing"
+    assert in_modules(page, body) == expected
+
+
+@needs_browser
+def test_generation_stops_when_it_is_told_to_and_a_seed_repeats_it(page):
+    move(page, "count", 2000)
+    seen = []
+    for _ in range(2):
+        page.find_element("id", "write").click()
+        until(page, "return document.querySelector('.made').textContent.length > 40")
+        page.switch_to.active_element.send_keys("\ue00c")  # Escape
+        until(page, "return document.querySelector('#stop').disabled")
+        seen.append(texts(page, ".made")[0])
+        assert int(texts(page, ".figures")[0].split(" tokens ")[0].split()[-1]) < 250, "it stopped too late"
+        time.sleep(0.2)
+        assert texts(page, ".made")[0] == seen[-1]
+    assert seen[0][:40] == seen[1][:40]
+    # one more token follows what was written, and a new text begins anew, at once
+    page.find_element("id", "step").click()
+    until(page, "return document.querySelector('#stop').disabled")
+    assert texts(page, ".made")[0].startswith(seen[-1])
+    move(page, "count", 1)
+    page.find_element("id", "text").send_keys(" her\ue009\ue007\ue000")  # Ctrl + Enter
+    until(page, "return document.querySelector('.figures').textContent.startsWith('1 token ')")
+    assert texts(page, ".prompt") == ["The old man looked at her"]
+
+
+@needs_browser
+def test_markup_is_shown_as_it_was_typed(page):
+    type_text(page, MARKUP)
+    move(page, "temperature", 0)
+    page.find_element("id", "step").click()
+    until(page, "return document.querySelector('#stop').disabled && document.querySelector('.made').textContent")
+    assert texts(page, ".prompt") == [MARKUP]
+    assert page.title == "Inside a GPT-2"
+    assert page.execute_script("return document.querySelectorAll('main img, main b').length") == 0
+
+
+@needs_browser
+def test_awkward_texts_are_no_error(page):
+    """Nothing, emoji, control characters, half of a surrogate pair, and 10,000 characters."""
+    for text in AWKWARD:
+        text = text.replace("\r\n", "\n")  # as a text area does
+        type_text(page, text)
+        note, tokens = texts(page, "#text-note")[0], texts(page, "#tokens small")
+        ids = get_encoding(4096).encode_ordinary(text)
+        count = len(ids)
+        assert tokens == [str(token) for token in ids[-256:] or [4095]]
+        assert ("no text" in note) == (not text)
+        assert (f"{count:,} tokens" in note) == (count > 256)
+
+
+@needs_browser
+def test_the_page_is_accessible(page):
+    """Every control has a name, text has a contrast of 4.5, focus goes from top to bottom; in light and in dark."""
+    unnamed = [
+        node["role"]["value"]
+        for node in page.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+        if any(one["name"] == "focusable" and one["value"].get("value") for one in node.get("properties", []))
+        and not node.get("name", {}).get("value")
+        and not node["ignored"]
+    ]
+    assert not unnamed
+    tops = page.execute_script("""
+        return [...document.querySelectorAll("a[href], button, input, textarea, [tabindex='0']")]
+            .filter(each => each.tabIndex >= 0 && !each.disabled && each.getClientRects().length)
+            .map(each => Math.round(each.closest("section, footer").getBoundingClientRect().top));
+    """)
+    assert len(tops) > 12 and tops == sorted(tops)
+    assert (
+        page.execute_script(
+            'return document.querySelectorAll(\'[tabindex]:not([tabindex="0"], [tabindex="-1"])\').length'
+        )
+        == 0
+    )
+    page.find_element("css selector", "#heads button[aria-pressed=true]").send_keys("\ue014")
+    assert page.execute_script("return getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    assert texts(page, "#head-title") == ["Layer 0, head 1"]
+    for scheme in ("light", "dark"):
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        assert page.execute_script(CONTRAST) == []
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+CONTRAST = """
+    const canvas = new OffscreenCanvas(1, 1).getContext("2d", {willReadFrequently: true});
+    const over = (below, colour) => {  // a colour of any notation, on another
+        canvas.fillStyle = `rgb(${below})`;
+        canvas.fillRect(0, 0, 1, 1);
+        canvas.fillStyle = colour;
+        canvas.fillRect(0, 0, 1, 1);
+        return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3);
+    };
+    const backgrounds = each => {
+        const below = each.parentElement ? backgrounds(each.parentElement) : [255, 255, 255];
+        return over(below, getComputedStyle(each).backgroundColor);
+    };
+    const light = colour => colour.map(c => c / 255).map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+    const found = [];
+    for (const each of document.querySelectorAll("body *")) {
+        const text = [...each.childNodes].some(node => node.nodeType === 3 && node.textContent.trim());
+        if (!text || !each.getClientRects().length || each.closest(":disabled, .visually-hidden")) continue;
+        const style = getComputedStyle(each), below = backgrounds(each);
+        const own = light(over(below, each instanceof SVGElement ? style.fill : style.color));
+        const [high, low] = [own, light(below)].sort((a, b) => b - a);
+        const ratio = (high + 0.05) / (low + 0.05);
+        const name = `${each.tagName}.${each.getAttribute("class")}`;
+        if (ratio < 4.5) found.push(`${name} ${ratio.toFixed(2)} ${each.textContent}`);
+    }
+    return found;
+"""
+
+
+@needs_browser
+def test_the_page_fits_a_phone(page):
+    metrics = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    type_text(page, "x" * 200 + " an old man " * 9)
+    assert page.execute_script("return document.documentElement.scrollWidth") == 390
+    page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@needs_browser
+def test_two_models_stand_side_by_side_on_any_web_server(browser, tmp_path):
+    """From a folder, without our server; the names of their folders are shown as they are."""
+    hostile = tmp_path / "<img src=x onerror=alert(1)>"
+    save_pretrained(small_model(), hostile)
+    save_pretrained(small_model(2, vocab_size=300, block_size=8), tmp_path / "other")
+    write_playground(tmp_path / "site", [str(hostile), str(tmp_path / "other")], "fp32", "notebooks/")
+    handler = functools.partial(QuietHandler, directory=tmp_path / "site")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        open_page(browser, f"http://127.0.0.1:{server.server_port}/playground.html")
+        until(browser, "return document.querySelectorAll('.next').length === 2")
+        browser.find_element("id", "write").click()
+        until(browser, "return document.querySelector('#stop').disabled")
+        server.shutdown()
+    assert [text.split(", after")[0] for text in texts(browser, "#next h3")] == [hostile.name, "other"]
+    assert texts(browser, "#written h3") == [hostile.name, "other"]
+    assert all(texts(browser, ".made"))
+    assert browser.execute_script("return document.querySelectorAll('img').length") == 0
+    links = browser.execute_script(
+        "return [...document.querySelectorAll('.lesson')].map(each => each.getAttribute('href'))"
+    )
+    assert links[0] == "notebooks/01_tokens.html" and all(links)
+    assert not browser.get_log("browser")
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        """Print nothing."""
+
+
+@needs_browser
+@pytest.mark.alone
+def test_the_novels_model_writes_20_tokens_per_second(page):
+    """In its fastest second: other work on the machine may slow the others."""
+    body = """
+        const seconds = [];
+        await new Promise((resolve, reject) => {
+            const one = new session.Session("/model/", {
+                failed: ({message}) => reject(new Error(message)),
+                ready: () => one.send("generate", {tokens: [464], count: 120, rule: {}, seed: 1}),
+                token: message => seconds.push(message.seconds),
+                finished: resolve,
+            });
+        });
+        return seconds;
+    """
+    seconds = in_modules(page, body)
+    speeds = [20 / (later - earlier) for earlier, later in zip(seconds, seconds[20:], strict=False)]
+    assert max(speeds) > 20, speeds
