@@ -4,9 +4,9 @@
     python notebooks/colab.py --repository owner/name --out FOLDER
 
 Each copy has one more cell, its first. Where the checkers can be imported, this cell does nothing. Elsewhere it clones
-the repository from GitHub and installs it. Packages that are there already stay as they are, Colab's torch among them:
-it is built for Colab's GPUs, and another one would be a download of gigabytes. All others get the versions of
-constraints.txt.
+the repository from GitHub and installs it. Packages that are there already stay, unless they are older than
+pyproject.toml allows. Colab's torch is among them: it is built for Colab's GPUs, and another one would be a download of
+gigabytes. All others get the versions of constraints.txt.
 """
 
 import re

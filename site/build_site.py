@@ -39,11 +39,13 @@ def main() -> None:
     status = build(out, repository)
     if status:
         raise SystemExit(status)
-    print(f"{out / 'index.html'}")
+    print(out / "index.html")
 
 
 def build(out: Path, repository: str = "") -> int:
     """Build into the folder `out`. Returns Sphinx's exit status. Raises UserError where Sphinx is not installed."""
+    if sys.version_info < (3, 11):
+        raise UserError("the site needs Python 3.11 or newer; make clean, then make site PYTHON=python3.11")
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"{', '.join(missing)} can't be imported; run `make site`, or pip install -e '.[site]'")

@@ -1,6 +1,5 @@
 """Settings of Sphinx for the site; `python site/build_site.py` collects the pages and starts it."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -17,7 +16,6 @@ extensions = ["myst_nb", "book.mathml", "book.lessons", "book.terms"]
 source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}
 root_doc = "index"
 exclude_patterns = ["files/**"]
-book_repository = os.environ.get("REPOSITORY", "")  # owner/name on GitHub; empty: no links to it
 
 nb_execution_mode = "off"
 nb_merge_streams = True

@@ -103,7 +103,8 @@ def test_the_first_notebook_opens_and_runs_in_jupyterlab(address, browser):
     assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
     outputs = {i: cell.get("outputs", []) for i, cell in enumerate(cells)}
     assert not [out for one in outputs.values() for out in one if out["output_type"] == "error"]
-    figures = [i for i, one in outputs.items() if any("image/png" in out.get("data", {}) for out in one)]
+    shown = {i: [out["data"].get("text/html", "") for out in one if "data" in out] for i, one in outputs.items()}
+    figures = [i for i, one in shown.items() if any('src="data:image/png' in "".join(html) for html in one)]
     assert len(figures) >= 3
     for i in figures:
         browser.execute_script(SHOW, i)

@@ -129,7 +129,8 @@ def test_every_internal_link_and_anchor_resolves(site, pages):
             target = os.path.normpath(os.path.join(os.path.dirname(name), unquote(parts.path))) if parts.path else name
             there = target in pages or (site / target).is_file()
             anchor = unquote(parts.fragment)
-            if not there or (anchor and target in pages and anchor not in pages[target].ids):
+            is_state = target == "playground.html" and "=" in anchor  # which its script reads
+            if not there or (anchor and not is_state and target in pages and anchor not in pages[target].ids):
                 broken.append(f"{name}: {link}")
     assert not broken
 

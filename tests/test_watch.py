@@ -1,5 +1,6 @@
 """`gpt2 watch`: logs that grow, shrink, disappear and come back, as data and in a real browser."""
 
+import http.client
 import json
 import math
 import os
@@ -408,6 +409,34 @@ def test_a_line_appears_without_reloading_and_hostile_text_is_text(tmp_path, bro
     box = browser.find_element("css selector", "#runs tbody tr:nth-child(2) input")
     box.click()
     wait_for(lambda: browser.execute_script(PIXELS, "--key") == 0, 10)
+
+
+@needs_browser
+def test_a_run_without_times_leaves_the_others_in_the_chart_of_hours(tmp_path, browser, opened):
+    write_run(tmp_path / "run")
+    (tmp_path / "main.log").write_text("".join(f"s:{n} trl:{5 - n / 9:.4f}\n" for n in range(5)))  # llm.c's own log
+    opened(Watched([tmp_path / "run", tmp_path / "main.log"], x="hours"))
+    assert browser.execute_script(PIXELS, "--query") > 50
+    assert "how long a step took" in browser.execute_script(TEXT)
+
+
+@pytest.mark.parametrize(
+    ("host", "path", "status"),
+    [
+        ("", "/watch.html", 200),
+        ("elsewhere.example", "/watch.html", 403),
+        ("", "/..%2fserver.py", 404),
+        ("", "/%00", 404),
+    ],
+)
+def test_only_this_machine_is_answered_and_only_with_pages(host, path, status):
+    """A page of another site could have a name of its own point to 127.0.0.1."""
+    with make_server({}, 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        asked = http.client.HTTPConnection("127.0.0.1", server.server_port)
+        asked.request("GET", path, headers={"Host": host or f"127.0.0.1:{server.server_port}"})
+        assert asked.getresponse().status == status
+        server.shutdown()
 
 
 @needs_browser

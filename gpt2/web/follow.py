@@ -1,6 +1,5 @@
 """A log that is followed while its run writes it: read whole once, and then only what is new."""
 
-import itertools
 import json
 import re
 import threading
@@ -26,22 +25,21 @@ NUMBERS = ("loss", "val loss", "hellaswag", "measured", "gpu", "norms")  # notes
 NOTE = re.compile(r"step +(\d+) \| ([^:|]+): (.*)")
 DECIDED = 2_000  # lines after which it is certain which project a log is of
 OVERLAP = 50  # rows that are kept for the time per step
-FINGERPRINT = 1024  # bytes before the place read up to, which tell a log that goes on from another one
+FINGERPRINT = 1024  # the last bytes that were read; if they have changed, the file is read again
 CUT_OFF = 2.0  # seconds after which a line without an end is read as it is
 
-_generations = itertools.count(time.time_ns() // 1_000_000)  # of two servers, one after the other, none are equal
 Rows = dict[int, dict[str, float]]
 
 
 class Curves:
-    """The numbers of a run as tables that only grow; when anything else changes, `generation` does."""
+    """The numbers of a run as tables that only grow. Any other change gives the run a new `generation`."""
 
     def __init__(self) -> None:
         self.restart()
 
     def restart(self) -> None:
         """Forget everything."""
-        self.generation = next(_generations)
+        self.generation = time.time_ns() // 1000  # another one after every restart, also of the server
         self.tables = {name: {column: array("d") for column in columns} for name, columns in TABLES.items()}
         self.seconds = array("d")  # at the end of each training step
         self.entries: list[dict[str, Any]] = []  # samples, and notes such as skipped steps

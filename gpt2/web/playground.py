@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 from annotated_types import Ge, Le
 
+from gpt2.system.errors import UserError
 from gpt2.system.ranges import check_ranges
 from gpt2.web.export import FOLDERS, export, settings, write_playground
 from gpt2.web.server import Answer, serve
@@ -37,8 +38,11 @@ def main(options: Options) -> None:
     check_ranges(options)
     runs = [options.run] if options.compare is None else [options.run, options.compare]
     if options.out is not None:
-        write_playground(options.out, runs, options.weights)
-        print(f"{options.out / 'playground.html'}")
+        try:
+            write_playground(options.out, runs, options.weights)
+        except OSError as error:
+            raise UserError(f"can't write {options.out} ({error.strerror}); name another folder") from None
+        print(options.out / "playground.html")
         return
     serve("playground.html", make_answers(runs, options.weights), options.port)
 

@@ -1,7 +1,9 @@
 """A web server for the pages of this package, for this machine alone."""
 
+import contextlib
 import json
 import mimetypes
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from http import HTTPStatus
@@ -48,6 +50,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.answers = answers
         super().__init__(*arguments)
 
+    def handle(self) -> None:
+        """Answer one connection until the browser closes it."""
+        with contextlib.suppress(ConnectionError):
+            super().handle()
+
     def do_GET(self) -> None:
         # a page of another site could reach this server through a name of its own; it would say so here
         if self.headers.get("Host", "").rsplit(":", 1)[0] not in (ADDRESS, "localhost"):
@@ -58,12 +65,12 @@ class _Handler(BaseHTTPRequestHandler):
             try:
                 found = self.answers[path](dict(parse_qsl(parts.query)))
             except (UserError, OSError) as error:
-                found = {"error": str(error)}
+                return self._send(HTTPStatus.NOT_FOUND, "text/plain", str(error).encode(errors="replace"))
             if isinstance(found, bytes):
                 return self._send(HTTPStatus.OK, "application/octet-stream", found)
             return self._send(HTTPStatus.OK, "application/json", json.dumps(found).encode())
-        file = (PAGES / path).resolve()
-        if not file.is_relative_to(PAGES) or not file.is_file():
+        file = PAGES / path
+        if path not in os.listdir(PAGES):  # there are no folders in it, so a path leads nowhere else
             return self._send(HTTPStatus.NOT_FOUND, "text/plain", b"there is no such page")
         kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
         return self._send(HTTPStatus.OK, kind, file.read_bytes())
@@ -78,10 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
             "Content-Security-Policy", "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'"
         )
         self.end_headers()
-        try:
-            self.wfile.write(content)
-        except (BrokenPipeError, ConnectionResetError):  # the browser has left
-            self.close_connection = True
+        self.wfile.write(content)
 
     def log_message(self, format: str, *arguments: Any) -> None:
         """Print nothing per request."""

@@ -19,8 +19,8 @@ from gpt2.system.ranges import check_ranges
 from gpt2.web.follow import Curves, FollowedLog
 from gpt2.web.server import Answer, serve
 
-FILES = {".txt", ".log", ".out"}  # how the names of logs end that are not there yet
-SOON = 60  # seconds: a log of a single step that is older is none
+FILES = {".txt", ".log", ".out"}  # suffixes that mark a missing path as a log, not a run folder
+SOON = 60  # seconds; a file with a single step that is older than this is not taken for a log
 ENTRIES = 200  # samples and notes of a run that are sent at most
 LOOK_AGAIN = 3.0  # seconds between two looks for new runs
 
@@ -60,7 +60,7 @@ def main(options: Options) -> None:
 
 def check_log(log: FollowedLog) -> None:
     """Raise UserError for a file that holds something else than a log. An empty file may become one."""
-    is_known = len(log.recent) > 1 or (log.source is not None and log.age() < SOON)
+    is_known = len(log.recent) > 1 or "tokens" in log.header or (log.source is not None and log.age() < SOON)
     if not is_known and log.path.is_file() and log.path.stat().st_size:
         read_log(log.path)
 

@@ -15,7 +15,7 @@ SHOW = "Show the output"
 
 
 def prepare(app: Sphinx, docname: str, content: list[str]) -> None:
-    """Rewrite the links of a notebook, and fold the outputs that its readers shall predict first."""
+    """Rewrite the links of a notebook, and fold the outputs that readers should predict first."""
     if docname not in {path.stem for path in lessons()}:
         return
     notebook = json.loads(content[0])

@@ -47,7 +47,8 @@ def definition(paragraph: nodes.paragraph) -> list[nodes.Node]:
 
 
 def mark_entries(app: Sphinx, doctree: nodes.document) -> None:
-    """Give every entry of the glossary its anchor."""
+    """Give every entry of the glossary its anchor. The lessons show its definitions, so they depend on it."""
+    app.env.note_dependency(app.env.doc2path(GLOSSARY))
     if app.env.docname == GLOSSARY:
         for term, item, _ in entries(doctree):
             item["ids"].append(anchor(term))

@@ -41,11 +41,12 @@ export class AttentionPanel {
     this.drawHeads();
   }
 
-  drawHeads() {
+  /** Draw the small maps, and the large one. */
+  drawHeads(small = this.canvases) {
     if (!this.trace) return;
     const colour = getComputedStyle(this.heads).getPropertyValue("--query");
     const [red, green, blue] = colour.match(/\w\w/g).map((two) => parseInt(two, 16));
-    for (const { canvas, layer, head } of this.canvases) this.paint(canvas, layer, head, [red, green, blue]);
+    for (const { canvas, layer, head } of small) this.paint(canvas, layer, head, [red, green, blue]);
     this.paint(this.map.querySelector("canvas"), this.head.layer, this.head.head, [red, green, blue]);
   }
 
@@ -66,7 +67,7 @@ export class AttentionPanel {
     if (!this.canvases.some((one) => one.layer === layer && one.head === head)) return;
     this.head = { layer, head };
     this.mark();
-    this.drawHeads();
+    this.drawHeads([]);
     this.drawQuery(this.position);
   }
 

@@ -164,6 +164,7 @@ function look(reader) {
 
 /** Choose a token: all panels follow. */
 function choose(chosen) {
+  if (!at("tokens").children[chosen]) return; // of a text that is no longer there, or not there yet
   position = chosen;
   const [first] = readers;
   for (const option of at("tokens").children) {

@@ -46,7 +46,7 @@ export class Run {
     const prefix = { val_loss: "val_", hellaswag: "hellaswag_" }[y] ?? "";
     const x = this.columns[prefix + (axis === "hours" ? "hours" : "step")];
     const scale = axis === "tokens" ? this.info.batch_tokens : 1;
-    if (!x?.n || !scale || !has(x) || !has(this.columns[y])) return null;
+    if (!x?.n || !scale || !Number.isFinite(x.values[x.n - 1]) || !has(this.columns[y])) return null;
     const mean = options.smooth ? Math.max(1, Math.floor(x.n / MEAN_OF)) : 0;
     const points = options.points || (prefix === "" && x.n < 30);
     const { colour, dash, info } = this;

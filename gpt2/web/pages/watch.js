@@ -164,8 +164,13 @@ function freeNumber() {
 
 async function fetchCurves() {
   const lacking = shownRuns().filter((run) => run.lacks());
-  const answers = await Promise.all(lacking.map(async (run) => (await fetch(run.address())).arrayBuffer()));
-  return lacking.map((run, i) => [run, answers[i]]);
+  const answers = await Promise.all(
+    lacking.map(async (run) => {
+      const answer = await fetch(run.address());
+      return answer.ok ? answer.arrayBuffer() : null; // null: the run has just gone
+    }),
+  );
+  return lacking.map((run, i) => [run, answers[i]]).filter(([, buffer]) => buffer);
 }
 
 // one at a time, whoever asks

@@ -103,11 +103,15 @@ export function showSamples(runs) {
     samplesShown += MORE_SAMPLES;
     showSamples(runs);
   };
-  const articles = found.slice(0, samplesShown).map(({ run, entry }) => {
+  const texts = document.getElementById("texts"), shown = found.slice(0, samplesShown);
+  const key = JSON.stringify(shown.map(({ run, entry }) => [run.id, run.info.name, entry]));
+  if (texts.dataset.shown === key) return; // a reader may have selected some of it
+  texts.dataset.shown = key;
+  const articles = shown.map(({ run, entry }) => {
     const title = element("h3", {}, run.swatch(), `${run.info.name}, step ${entry.step.toLocaleString("en")}`);
     return element("article", {}, title, element("blockquote", { textContent: entry.text }));
   });
-  document.getElementById("texts").replaceChildren(...articles);
+  texts.replaceChildren(...articles);
 }
 
 // What else the logs say, such as skipped steps, and what happened to their files; the newest first.

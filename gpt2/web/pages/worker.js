@@ -9,7 +9,7 @@ const PAUSE = 40; // ms between two looks for messages
 let model; // a GPT
 let context; // what it has read of the text: tokens, key-value cache, and what was computed at each position
 let written; // the same of what it writes, and the token that it has chosen but not read yet
-const newest = { inspect: 0, generate: 0 }; // numbers of the jobs: a newer one ends the older one of its kind
+const newest = { inspect: 0, generate: 0, look: 0 }; // numbers of the jobs: a newer one ends the older one of its kind
 
 const jobs = { load, inspect, look, generate, stop };
 self.onmessage = async ({ data: { kind, ...options } }) => {
@@ -98,7 +98,10 @@ async function inspect({ tokens, id }) {
 }
 
 /** What the model says after a position: the logits, and the likeliest tokens by ln_f and the head after each layer. */
-function look({ position, id }) {
+async function look({ position, id }) {
+  const ended = begin("look");
+  await messages(); // of several that wait, only the newest is answered
+  if (ended()) return;
   const at = context.positions[position];
   if (!at) return; // of a text that is no longer there
   let logits;

@@ -28,6 +28,7 @@ export class Writer {
     this.decoder = new TextDecoder("utf-8", { ignoreBOM: true });
     this.made.replaceChildren();
     this.prompt.textContent = "";
+    this.figures.textContent = "Key-value cache: empty";
     this.changed();
   }
 
