@@ -207,3 +207,65 @@ def train_words(shards: Path, folder: Path, *flags: str, preset: str = "demo") -
 def train(shards: Path, folder: Path, *flags: str, preset: str = "demo", processes: int = 1, check: bool = True):
     """That, run to its end."""
     return run_python(*train_words(shards, folder, *flags, preset=preset), processes=processes, check=check)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """A Chromium without a window, 1200 pixels wide; tests that need it are skipped where there is none."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    chromium, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip("there is no Chromium with chromedriver here")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in ("headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking"):
+        options.add_argument(f"--{flag}")
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
+    options.add_argument("--window-size=1200,1600")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    started.set_script_timeout(60)
+    yield started
+    started.quit()
+
+
+# texts whose contrast with what lies below them is under 4.5 (WCAG 2.2, AA)
+CONTRAST = """
+    const canvas = new OffscreenCanvas(1, 1).getContext("2d", {willReadFrequently: true});
+    const over = (below, colour) => {  // a colour of any notation, on another
+        canvas.fillStyle = `rgb(${below})`;
+        canvas.fillRect(0, 0, 1, 1);
+        canvas.fillStyle = colour;
+        canvas.fillRect(0, 0, 1, 1);
+        return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3);
+    };
+    const backgrounds = each => {
+        const below = each.parentElement ? backgrounds(each.parentElement) : [255, 255, 255];
+        return over(below, getComputedStyle(each).backgroundColor);
+    };
+    const light = colour => colour.map(c => c / 255).map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+    const found = [];
+    for (const each of document.querySelectorAll("body *")) {
+        const text = [...each.childNodes].some(node => node.nodeType === 3 && node.textContent.trim());
+        if (!text || !each.getClientRects().length || each.closest(":disabled, .visually-hidden")) continue;
+        const style = getComputedStyle(each), below = backgrounds(each);
+        const own = light(over(below, each instanceof SVGElement ? style.fill : style.color));
+        const [high, low] = [own, light(below)].sort((a, b) => b - a);
+        const ratio = (high + 0.05) / (low + 0.05);
+        const name = `${each.tagName}.${each.getAttribute("class")}`;
+        if (ratio < 4.5) found.push(`${name} ${ratio.toFixed(2)} ${each.textContent}`);
+    }
+    return found;
+"""
+
+
+def low_contrast(browser) -> list[str]:
+    """The texts of a page that are hard to read, in light or in dark."""
+    found = []
+    for scheme in ("light", "dark"):
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        found += [f"{scheme}: {text}" for text in browser.execute_script(CONTRAST)]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    return found

@@ -11,13 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-webdriver = pytest.importorskip("selenium.webdriver")
-pytestmark = [
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="there is no Chromium with chromedriver here"),
-    pytest.mark.alone,
-]
+pytestmark = pytest.mark.alone
 
 NAME = "00_start_here.ipynb"
 NOTEBOOK = f"[...(window.jupyterapp?.shell.widgets('main') ?? [])].find(w => w.context?.path === '{NAME}')"
@@ -68,19 +62,6 @@ def address(repository: Path):
     finally:
         server.terminate()
         server.wait()
-
-
-@pytest.fixture
-def browser(tmp_path: Path):
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in ("headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking"):
-        options.add_argument(f"--{flag}")
-    options.add_argument(f"--user-data-dir={tmp_path / 'profile'}")
-    options.add_argument("--window-size=1200,1600")
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
 
 
 def until(browser, script: str, *arguments, seconds: float = 60) -> None:

@@ -4,7 +4,6 @@ import functools
 import http.server
 import os
 import re
-import shutil
 import sys
 import threading
 import time
@@ -16,7 +15,7 @@ from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, low_contrast
 
 sys.path.insert(0, str(ROOT / "notebooks"))
 sys.path.insert(0, str(ROOT / "site"))
@@ -37,8 +36,6 @@ terms = pytest.importorskip("book.terms")
 pytestmark = [pytest.mark.alone, pytest.mark.filterwarnings("ignore")]  # of MyST, about Sphinx
 
 REPOSITORY = "someone/gpt2"
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
 LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "link": "href"}
 FORMULA = re.compile(r"\$\$.+?\$\$|\$[^$\n]+?\$", re.DOTALL)
 
@@ -266,23 +263,6 @@ def address(site: Path) -> Iterator[str]:
     server.shutdown()
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
-    """Chromium without a window."""
-    webdriver = pytest.importorskip("selenium.webdriver")
-    if not (CHROMIUM and DRIVER):
-        pytest.skip("there is no Chromium with chromedriver here")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in ("headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking"):
-        options.add_argument(f"--{flag}")
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
-
-
 def resize(browser, width: int) -> None:
     """Give the window a width in pixels, below the least that a window of a desktop has, too."""
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
@@ -307,6 +287,14 @@ def test_a_page_is_not_wider_than_a_phone(name, address, browser):
     browser.get(address + name)
     browser.execute_script("for (const one of document.querySelectorAll('details')) one.open = true")
     assert browser.execute_script("return document.documentElement.scrollWidth") == 390
+
+
+@pytest.mark.parametrize("name", ["index.html", "02_attention.html", "glossary.html"])
+def test_a_page_is_readable_in_light_and_dark(name, address, browser):
+    """But for the signs beside headings, which appear when one points at them."""
+    resize(browser, 1200)
+    browser.get(address + name)
+    assert [text for text in low_contrast(browser) if "headerlink" not in text] == []
 
 
 def test_the_dark_theme_is_dark(address, browser):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, wait_for
+from conftest import ROOT, low_contrast, wait_for
 from test_logs_and_plot import PEERS
 
 from gpt2.logs.reader import published_log, read_log
@@ -24,8 +24,6 @@ from gpt2.system.errors import UserError
 from gpt2.web.server import make_server
 from gpt2.web.watch import Options, Watched, find_logs, main, short_names
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
 LONG = 100_000
 HOSTILE = "<img src=x onerror=alert(1)>"
 HEADER = '# model: 8 parameters, {"vocab_size": 4096}\n# tokens: 81,920 = 40 steps of 2,048; 1.00e+09 FLOPs\n'
@@ -318,7 +316,6 @@ def test_a_new_line_of_a_long_log_costs_little(long_log):
 
 # In a browser
 
-needs_browser = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="there is no Chromium with chromedriver here")
 NAMELESS = """
     const name = (one) => one.ariaLabel || one.labels?.[0]?.textContent.trim() || one.textContent.trim()
         || document.getElementById(one.getAttribute('aria-labelledby'))?.textContent;
@@ -340,22 +337,6 @@ PIXELS = """
 DRAWN = "return performance.getEntriesByName('update').length > 0"
 TEXT = "return document.body.innerText"
 MARKUP = "return [document.querySelectorAll('img, script:not([src])').length, window.alerted]"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    """A Chromium without its own traffic."""
-    webdriver = pytest.importorskip("selenium.webdriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in ("headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking"):
-        options.add_argument(f"--{flag}")
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
-    options.add_argument("--window-size=1200,1600")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture
@@ -384,7 +365,6 @@ def opened(browser):
         server.server_close()
 
 
-@needs_browser
 def test_a_line_appears_without_reloading_and_hostile_text_is_text(tmp_path, browser, opened):
     markup = f"<b>bold</b> {HOSTILE} <script>alert(2)</script>"
     write_run(tmp_path / "runs" / "plain", loss=4.0)
@@ -411,7 +391,6 @@ def test_a_line_appears_without_reloading_and_hostile_text_is_text(tmp_path, bro
     wait_for(lambda: browser.execute_script(PIXELS, "--key") == 0, 10)
 
 
-@needs_browser
 def test_a_run_without_times_leaves_the_others_in_the_chart_of_hours(tmp_path, browser, opened):
     write_run(tmp_path / "run")
     (tmp_path / "main.log").write_text("".join(f"s:{n} trl:{5 - n / 9:.4f}\n" for n in range(5)))  # llm.c's own log
@@ -439,7 +418,19 @@ def test_only_this_machine_is_answered_and_only_with_pages(host, path, status):
         server.shutdown()
 
 
-@needs_browser
+def test_the_page_is_readable_in_light_and_dark_and_fits_a_phone(tmp_path, browser, opened):
+    write_run(tmp_path / "runs" / "one")
+    opened(Watched([tmp_path / "runs"], ["llmc-124m"]))
+    assert low_contrast(browser) == []
+    size = browser.get_window_size()
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    )
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert browser.get_window_size() == size
+
+
 def test_a_deleted_log_is_said_and_the_page_goes_on_when_it_is_back(tmp_path, browser, opened):
     path = write_run(tmp_path / "run")
     opened(Watched([path]))
@@ -452,7 +443,6 @@ def test_a_deleted_log_is_said_and_the_page_goes_on_when_it_is_back(tmp_path, br
     assert "was deleted" not in text and "the log went back from step 20 to step 8" in text
 
 
-@needs_browser
 def test_charts_are_read_and_zoomed_with_keys_and_pointer(tmp_path, browser, opened):
     from selenium.webdriver import ActionChains, Keys
 
@@ -481,7 +471,6 @@ def test_charts_are_read_and_zoomed_with_keys_and_pointer(tmp_path, browser, ope
     assert "2.4444" in browser.execute_script(readout)
 
 
-@needs_browser
 @pytest.mark.alone
 def test_a_hundred_thousand_lines_are_drawn_and_followed_smoothly(long_log, browser, opened):
     start = time.monotonic()

@@ -16,7 +16,7 @@ export function probabilities(logits, { temperature = 1, topK = null, topP = nul
   }
   const scaled = Float64Array.from(logits, (logit) => logit / temperature);
   if (topK !== null && topK < scaled.length) {
-    const kth = scaled.toSorted().at(-topK);
+    const kth = scaled.slice().sort().at(-topK);
     for (let i = 0; i < scaled.length; i++) if (scaled[i] < kth) scaled[i] = -Infinity;
   }
   const p = softmax(scaled);
