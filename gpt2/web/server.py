@@ -56,6 +56,7 @@ class _Handler(BaseHTTPRequestHandler):
             super().handle()
 
     def do_GET(self) -> None:
+        """Send an answer or a page: 403 for another host's name, 404 for what is not there."""
         # a page of another site could reach this server through a name of its own; it would say so here
         if self.headers.get("Host", "").rsplit(":", 1)[0] not in (ADDRESS, "localhost"):
             return self._send(HTTPStatus.FORBIDDEN, "text/plain", b"only http://127.0.0.1")
