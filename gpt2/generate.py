@@ -10,8 +10,8 @@ import tyro
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from gpt2.data.tokenizer import END_OF_TEXT, get_encoding
-from gpt2.formats.load import from_pretrained, pretrained_config
+from gpt2.data.tokenizer import END_OF_TEXT
+from gpt2.formats.load import encoding_of, from_pretrained
 from gpt2.formats.packed import pack
 from gpt2.model import GPT
 from gpt2.modern.model import Modern
@@ -90,7 +90,7 @@ def main(options: Options) -> None:
     """Print the samples. Raises UserError for a model that can't be read, and for values out of range."""
     check_ranges(options)
     device = choose_device()
-    encoding = get_encoding(pretrained_config(options.run).vocab_size)  # before the weights, which may be large
+    encoding = encoding_of(options.run)  # before the weights, which may be large
     model = from_pretrained(options.run).to(device)
     if options.weights != "fp32":
         model.to(torch.bfloat16)

@@ -97,7 +97,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     T, S = q.size(2), k.size(2)
     if mask is None and 1 < T < S:  # after cached positions, the diagonal of the mask is shifted
         mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
-    causal = mask is None and T > 1
+    causal = bool(mask is None and T > 1)  # torch.export, which makes T a symbol, needs it decided
     if q.device.type != "cpu" or not q.requires_grad or T > 512:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
     if causal:

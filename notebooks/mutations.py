@@ -38,7 +38,7 @@ MUTATIONS = [
     Mutation(
         "01", "gpt2/data/tokenizer.py", "sizes[rank] = len(token)", 'sizes[rank] = len(token.decode(errors="replace"))'
     ),
-    Mutation("02", "gpt2/kernels.py", "causal = mask is None and T > 1", "causal = False"),
+    Mutation("02", "gpt2/kernels.py", "causal = bool(mask is None and T > 1)", "causal = False"),
     Mutation("02", "gpt2/model.py", "y.transpose(1, 2).reshape(B, T, C)", "y.reshape(B, T, C)"),
     Mutation("03", "gpt2/model.py", "self.mlp(self.ln_2(x))", "self.mlp(x)"),
     Mutation("03", "gpt2/formats/huggingface.py", '"c_attn.weight", "c_proj.weight", ', '"c_attn.weight", '),

@@ -131,7 +131,8 @@ EXAMPLES = {
     "pipeline": [(stage,) for stage in range(19)],
     "prerequisites": [
         (needed, dict.fromkeys(needed, "label"), {"first": (COLOURS["query"], ["00", "12"])})
-        for needed in (NEEDED, dict([*NEEDED.items()][:13]))  # 13 to 18 have no place of their own
+        # 13 to 18 have no place of their own, and a seventh one stands in a second row
+        for needed in (NEEDED, dict([*NEEDED.items()][:13]), NEEDED | {"19": ["12"]})
     ],
     "residual_block": [(), (2, 5, 12)],
     "resume_timeline": [([20, 40, 60, 80], 47, 80), ([40, 80], 40, 80)],

@@ -159,6 +159,13 @@ def test_llama_cpp_reads_our_prompt_and_writes_our_tokens(tmp_path):
         assert answer["choices"][0]["text"] == encoding.decode(greedy(model, prompt, 24))
 
 
+def test_parts_that_matter_in_training_alone_are_written_as_gpt2(tmp_path):
+    pytest.importorskip("gguf", reason="gguf is not installed; pip install gguf")
+    parts = Parts(init="languini", balance=0.5, fp32_logits=True)
+    to_gguf.write_model(build(ModernConfig(**SIZES, parts=parts)), tmp_path / "model.gguf")
+    assert gguf_fields(tmp_path / "model.gguf")[0]["general.architecture"] == "gpt2"
+
+
 def test_a_model_that_llama_cpp_does_not_know_is_refused(tmp_path):
     for model, message in (
         (build(ModernConfig(**SIZES, parts=Parts(norm="rms", tied=False))), "not a model with norm rms, tied False"),

@@ -146,6 +146,7 @@ def test_it_keeps_the_form_of_a_lesson(path):
 NEEDS_NONE = {
     "a few lines that what is built there calls": (
         *("formats.build.build_from_tensors", "formats.build.trained_config", "formats.checkpoint.model_tensors"),
+        "data.tokenizer.gpt2_merges",
         *("logs.plot.positions", "logs.plot.short_names", "logs.writer.short_count"),
         *("training.saving.random_states", "training.evaluation.is_due", "training.telemetry.describe_machine"),
         *("formats.checkpoint.ResumePoint", "system.devices.set_matmul_precision"),
@@ -157,7 +158,8 @@ NEEDS_NONE = {
         *("logs.writer.RunLog", "logs.writer.StepMetrics"),
     ),
     "opens other formats by name": (
-        *("formats.huggingface.download", "formats.huggingface.read_config", "formats.load.is_pretrained"),
+        *("formats.huggingface.download", "formats.huggingface.read_config", "formats.huggingface.read_merges"),
+        *("formats.load.is_pretrained", "formats.load.encoding_of", "formats.build.require_gpt2"),
         *("formats.load.pretrained_config", "formats.checkpoint.read_config", "formats.checkpoint.read_model"),
     ),
     "a group of settings, which `--help` explains field by field": (

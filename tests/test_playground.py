@@ -11,10 +11,10 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, low_contrast
+from conftest import ROOT, accessibility_faults
 
 from gpt2.data.tokenizer import END_OF_TEXT, get_encoding
-from gpt2.formats.build import build_from_tensors
+from gpt2.formats.build import build_from_tensors, require_gpt2
 from gpt2.formats.huggingface import save_pretrained
 from gpt2.formats.load import from_pretrained
 from gpt2.generate import generate, sample_token
@@ -22,7 +22,7 @@ from gpt2.model import GPT, GPTConfig
 from gpt2.modern.model import Modern, ModernConfig
 from gpt2.modern.parts import Parts
 from gpt2.system.errors import UserError
-from gpt2.web.export import FILES, check, describe, export, settings, write_playground
+from gpt2.web.export import FILES, describe, export, settings, write_playground
 from gpt2.web.playground import Options, main, make_answers
 from gpt2.web.server import PAGES, make_server
 
@@ -135,14 +135,14 @@ def test_every_panel_links_to_a_lesson_that_exists():
 def test_other_parts_are_refused_by_name(tmp_path, parts, named):
     config = ModernConfig(block_size=16, vocab_size=257, n_layer=1, n_head=2, n_embd=16, parts=parts)
     save_pretrained(Modern(config), tmp_path / "run")
-    with pytest.raises(UserError, match=re.escape(f"({named})")):
+    with pytest.raises(UserError, match=f"the page runs GPT-2 as published, not a model with {named};"):
         make_answers([str(tmp_path / "run")])
 
 
 def test_parts_that_matter_in_training_alone_are_no_obstacle():
     parts = Parts(init="languini", balance=0.5, fp32_logits=True)
     config = ModernConfig(block_size=16, vocab_size=257, n_layer=1, n_head=2, n_embd=16, parts=parts)
-    check("run", config)
+    require_gpt2(config, "the page runs")
     idx, model = torch.randint(257, (1, 9)), Modern(config)
     torch.testing.assert_close(read_back(describe(model, "run", "fp32").files())(idx), model(idx))
 
@@ -153,12 +153,12 @@ def test_a_run_without_weights_or_with_another_vocabulary_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no model"):
         make_answers([str(folder)])
     save_pretrained(small_model(vocab_size=50_304), folder)
-    with pytest.raises(UserError, match=r"another one of 50,304 tokens"):
+    with pytest.raises(UserError, match=r"run has another tokenizer than GPT-2's, with 50,304 tokens"):
         make_answers([str(folder)])
     save_pretrained(small_model(), folder)
     make_answers([str(folder)])
     (folder / "merges.txt").write_text("#version: 0.2\nq z\nz q\n")
-    with pytest.raises(UserError, match=r"another one of 259 tokens"):
+    with pytest.raises(UserError, match=r"has another tokenizer than GPT-2's, with 259 tokens"):
         make_answers([str(folder)])
 
 
@@ -385,6 +385,27 @@ def test_attention_and_norms_are_those_of_torch(page, novels_model):
     torch.testing.assert_close(torch.tensor(weights), scores.softmax(-1), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("T", [1, 96, 250])
+def test_a_small_map_has_the_largest_weight_of_every_square(page, T):
+    """A long text has more weights than its small maps have pixels."""
+    body = """
+        const {AttentionPanel} = await import("/attention.js"), T = given[0];
+        const trace = {T, weights: t => Float32Array.from({length: t + 1}, (_, s) => (17 * t + 31 * s) % 97 / 97)};
+        const canvas = document.createElement("canvas");
+        AttentionPanel.prototype.paint.call({trace}, canvas, 0, 0, [10, 20, 30], 96);
+        const {width, height} = canvas, {data} = canvas.getContext("2d").getImageData(0, 0, width, height);
+        return [width, height, Array.from(data.filter((_, i) => i % 4 === 3))];
+    """
+    width, height, shown = in_modules(page, body, T)
+    square = -(-T // 96)
+    assert width == height == -(-T // square) <= 96
+    t, s = np.mgrid[:T, :T]
+    weights = np.zeros((width * square, width * square))
+    weights[:T, :T] = np.where(s <= t, (17 * t + 31 * s) % 97 / 97, 0)
+    largest = weights.reshape(width, square, width, square).max((1, 3))
+    np.testing.assert_allclose(np.reshape(shown, (width, width)), 255 * largest**0.5, atol=0.6)
+
+
 def test_sliders_are_the_rules_of_generate(page, novels_model, monkeypatch):
     logits = logits_after(novels_model, "The old man looked at")
     for temperature, top_k, top_p in [(0.8, 50, 1), (1.5, 7, 1), (1, 101, 0.6), (0.5, 20, 0.9)]:
@@ -508,7 +529,20 @@ def test_the_page_is_accessible(page):
     page.find_element("css selector", "#heads button[aria-pressed=true]").send_keys("\ue014")
     assert page.execute_script("return getComputedStyle(document.activeElement).outlineStyle") == "solid"
     assert texts(page, "#head-title") == ["Layer 0, head 1"]
-    assert low_contrast(page) == []
+    assert accessibility_faults(page) == []
+
+
+def test_a_lesson_without_a_page_is_named_by_its_file(page):
+    shown = texts(page, ".lesson")
+    assert len(shown) == 6 and all((ROOT / name).is_file() for name in shown)
+
+
+def test_a_browser_without_module_workers_is_told_so(page, address):
+    script = "window.Worker = class { postMessage() { setTimeout(() => this.onerror(new Event('error'))) } }"
+    added = page.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": script})
+    page.get(f"{address}/playground.html?old")
+    until(page, "return document.getElementById('status').textContent.includes('browser of 2023 or newer')")
+    page.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
 
 
 def test_the_page_fits_a_phone(page):
@@ -541,6 +575,8 @@ def test_two_models_stand_side_by_side_on_any_web_server(browser, tmp_path):
         "return [...document.querySelectorAll('.lesson')].map(each => each.getAttribute('href'))"
     )
     assert links[0] == "notebooks/01_tokens.html" and all(links)
+    # the second model reads 8 tokens, and says so
+    assert texts(browser, "#text-note") == ["other can read 8 tokens, so it reads the last ones of 15 tokens."]
     assert not browser.get_log("browser")
 
 

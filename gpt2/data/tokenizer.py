@@ -51,14 +51,19 @@ def token_bytes(encoding: tiktoken.Encoding) -> np.ndarray:
     return sizes
 
 
+def gpt2_merges(vocab_size: int) -> list[str]:
+    """GPT-2's first `vocab_size - 257` merges, `left right` each, as its files spell them. Raises UserError."""
+    return _merges().splitlines()[1 : 1 + vocab_size - MIN_VOCAB]  # the first line is a version
+
+
 def huggingface_files(vocab_size: int) -> dict[str, str]:
     """The same encoding as the files that `transformers.AutoTokenizer` opens: name → content. Raises UserError."""
-    merges = _merges().splitlines()[: 1 + vocab_size - MIN_VOCAB]  # the first line is a version
-    tokens = [*_spelt_tokens(merges[1:]), END_OF_TEXT]
+    merges = gpt2_merges(vocab_size)
+    tokens = [*_spelt_tokens(merges), END_OF_TEXT]
     special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
     return {
         "vocab.json": json.dumps({token: rank for rank, token in enumerate(tokens)}),
-        "merges.txt": "\n".join(merges) + "\n",
+        "merges.txt": "\n".join(["#version: 0.2", *merges]) + "\n",
         "tokenizer_config.json": json.dumps({"tokenizer_class": "GPT2Tokenizer", **special}, indent=2) + "\n",
     }
 

@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from gpt2.config.run import Precision
 from gpt2.data.tokenizer import get_encoding
 from gpt2.evaluation.validation import ending_losses, evaluating, token_losses
-from gpt2.formats.load import from_pretrained
+from gpt2.formats.load import encoding_of, from_pretrained
 from gpt2.model import GPT, KVCache
 from gpt2.modern.model import Modern
 from gpt2.system.devices import choose_precision, set_matmul_precision
@@ -282,6 +282,7 @@ def main(options: Options) -> None:
 def report(options: Options, processes: Processes) -> None:
     """Score the model, and print one line from the first process. Raises UserError if model or items can't be read."""
     items = load_items(options.items, options.limit)
+    encoding_of(options.model)  # refuses a model of another tokenizer
     model = from_pretrained(options.model).to(processes.device)
     precision = choose_precision(processes.device, options.precision)
     set_matmul_precision(precision)

@@ -15,7 +15,7 @@ from gpt2.data.loader import Sequences
 from gpt2.data.shards import find_shards
 from gpt2.data.tokenizer import get_encoding, token_bytes
 from gpt2.evaluation.validation import HeldOut, count_windows, measure
-from gpt2.formats.load import from_pretrained
+from gpt2.formats.load import encoding_of, from_pretrained
 from gpt2.model import GPTConfig
 from gpt2.system.devices import choose_precision, set_matmul_precision
 from gpt2.system.errors import UserError
@@ -52,7 +52,7 @@ def main(options: Options) -> None:
 
 def report(options: Options, processes: Processes) -> None:
     """Measure the model, and print from the first process. Raises UserError if model or text can't be read."""
-    run = recorded_run(options.model)
+    run, encoding = recorded_run(options.model), encoding_of(options.model)
     model = from_pretrained(options.model).to(processes.device)
     text = held_out_text(options, run, model.config)
     precision = choose_precision(processes.device, options.precision or (run or Run()).system.precision)
@@ -65,7 +65,6 @@ def report(options: Options, processes: Processes) -> None:
     print(f"{options.model}: loss {found.loss:.4f} nats per token on {found.tokens:,} held-out tokens{overlap}")
     print(f"perplexity per token {found.perplexity:.2f}, per byte {found.perplexity_per_byte:.4f}")
     print(f"accuracy top-1 {found.top1:.4f}, top-10 {found.top10:.4f}")
-    encoding = get_encoding(model.config.vocab_size)
     first = T - (options.last_n or T) + 1  # the first target that was scored
     scored = text.sequences.line(first, first + found.tokens).tolist()
     data = b"".join(encoding.decode_tokens_bytes([token for token in scored if token != encoding.eot_token]))

@@ -17,6 +17,7 @@ from gpt2.config.run import Model
 from gpt2.model import GPT, GPTConfig
 from gpt2.modern.model import Modern, ModernConfig
 from gpt2.modern.parts import Parts
+from gpt2.system.errors import UserError
 
 # depth → n_embd: the names dN. 12, 24, 36 and 48 are the four published sizes. Heads are 64 wide, from d72 on 96
 DEPTHS = {6: 384, 12: 768, 24: 1024, 36: 1280, 48: 1600, 60: 1920, 72: 2880, 84: 3456}
@@ -35,6 +36,7 @@ GPT3_WIDTHS = {
 GPT_OSS_SIZES = {"gpt-oss-20b": (24, 32), "gpt-oss-120b": (36, 128)}
 GPT_OSS_PARTS = replace(GPT_OSS, yarn_factor=32.0, kv_heads=8, head_size=64, mlp_width=2880, experts_per_token=4)
 OPENAI = {"gpt2": "d12", "gpt2-medium": "d24", "gpt2-large": "d36", "gpt2-xl": "d48"}  # published, with weights
+TRAINING_PARTS = ("init", "balance", "fp32_logits")  # they change how a model is trained, not what it computes
 PADDED = ("transformer.wte.weight", "lm_head.weight")  # tensors with one row per token of the vocabulary
 
 
@@ -70,6 +72,14 @@ def make_config(model: Model, parts: Parts) -> GPTConfig:
         raise ValueError(f"{model.init} has its own parts; leave --parts out")
     # not named_config(…, **sizes): a GPTConfig would refuse a width that n_head does not divide; Parts has head_size
     return ModernConfig(**{**vars(named_config(model.init)), **sizes, "parts": parts})
+
+
+def require_gpt2(config: GPTConfig, what: str) -> None:
+    """Raise UserError for a model that computes otherwise than GPT-2, with its parts; `what` holds or runs GPT-2."""
+    ours, published = vars(getattr(config, "parts", Parts())), vars(Parts())
+    others = [f"{name} {ours[name]}" for name in ours if name not in TRAINING_PARTS and ours[name] != published[name]]
+    if others:
+        raise UserError(f"{what} GPT-2 as published, not a model with {', '.join(others)}; give a run of a GPT-2")
 
 
 def config_from_json(values: dict[str, Any]) -> GPTConfig:

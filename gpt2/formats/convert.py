@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
+from gpt2.data.tokenizer import GPT2_VOCAB, MIN_VOCAB
 from gpt2.formats import huggingface, llmc, to_gguf, to_onnx
-from gpt2.formats.load import from_pretrained
+from gpt2.formats.load import encoding_of, from_pretrained, pretrained_config
 from gpt2.model import GPT
 from gpt2.modern.model import Modern
 from gpt2.system.errors import UserError
@@ -60,6 +61,9 @@ def main(options: Options) -> None:
     name = choose_format(options)
     if not options.overwrite and _is_taken(options.out):
         raise UserError(f"{options.out} exists; name another place, or add --overwrite")
+    size = pretrained_config(options.run).vocab_size
+    if name == "gguf" or (name == "huggingface" and MIN_VOCAB <= size <= GPT2_VOCAB):
+        encoding_of(options.run)  # GPT-2's tokenizer is written too, so it must be the model's
     model = from_pretrained(options.run)
     try:
         FORMATS[name][1](model, options.out, options.dtype)

@@ -29,6 +29,7 @@ ARCHITECTURE = {
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
 }
+FILES = ["config.json", "model.safetensors", "merges.txt", "tokenizer.json"]  # of a model on the hub
 WITH_PARTS = "gpt2-parts"  # the model_type of a model with other parts than GPT-2's
 
 
@@ -93,12 +94,24 @@ def download(name: str) -> Path:
 
     try:
         repository = f"openai-community/{name}" if name in OPENAI else name
-        return Path(snapshot_download(repository, allow_patterns=["config.json", "model.safetensors"]))
+        return Path(snapshot_download(repository, allow_patterns=FILES))
     except Exception as error:  # the hub's errors have no common base: offline, unknown name, no permission
         raise UserError(
             f"there is no model folder {name!r}, and the hub gave none ({type(error).__name__}); "
             "give a folder that save_pretrained wrote, or connect to the internet"
         ) from error
+
+
+def read_merges(folder: Path) -> list[str] | None:
+    """The merges of the tokenizer in a folder, `left right` each; None where it holds none."""
+    if (folder / "merges.txt").is_file():
+        lines = (folder / "merges.txt").read_text(encoding="utf-8", errors="replace").splitlines()
+        return [line for line in lines if line and not line.startswith("#version")]
+    try:  # what newer versions of transformers write instead
+        merges = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["merges"]
+    except (OSError, KeyError, TypeError, ValueError):
+        return None
+    return [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
 
 
 def _published_config(config: GPTConfig) -> dict[str, Any]:

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gpt2.formats.build import build_empty, build_from_tensors
+from gpt2.formats.build import build_empty, build_from_tensors, require_gpt2
 from gpt2.model import GPT, GPTConfig
 from gpt2.modern.model import Modern
-from gpt2.modern.parts import Parts
 from gpt2.system.errors import UserError
 from gpt2.system.files import write_atomically
 
@@ -37,11 +36,8 @@ def write_model(model: GPT | Modern, path: str | Path, dtype: Literal["fp32", "b
 
     Raises UserError for a model that isn't GPT-2 as published, and OSError, e.g. on a full disk.
     """
-    if not isinstance(model, GPT):
-        ours, published = vars(model.config.parts), vars(Parts())
-        others = ", ".join(f"{name} {ours[name]}" for name in ours if ours[name] != published[name]) or "parts"
-        raise UserError(f"llm.c's format holds GPT-2 as published, not a model with {others}; give a run of a GPT-2")
     config, state = model.config, model.state_dict()
+    require_gpt2(config, "llm.c's format holds")
     rows = -(-config.vocab_size // PADDING) * PADDING
     state[TABLE] = F.pad(state[TABLE][: config.vocab_size], (0, 0, 0, rows - config.vocab_size))
     header = np.zeros(HEADER_INTS, dtype="<i4")

@@ -6,6 +6,9 @@ Built in notebooks 03 and 04.
 from pathlib import Path
 from types import ModuleType
 
+import tiktoken
+
+from gpt2.data.tokenizer import GPT2_VOCAB, MIN_VOCAB, get_encoding, gpt2_merges
 from gpt2.formats import checkpoint, gpt_oss, huggingface, llmc
 from gpt2.formats.build import OPENAI
 from gpt2.model import GPT, GPTConfig
@@ -35,6 +38,22 @@ def pretrained_config(name: str | Path) -> GPTConfig:
     """The configuration of the model that `from_pretrained` would read; weights are not read. Raises UserError."""
     reader, path = _reader_of(str(name))
     return reader.read_config(path)
+
+
+def encoding_of(name: str | Path) -> tiktoken.Encoding:
+    """The encoding of the model that `from_pretrained` would read: GPT-2's, or the first merges of it.
+
+    Raises UserError where there is no model, and for one that comes with another tokenizer.
+    """
+    reader, path = _reader_of(str(name))
+    size = reader.read_config(path).vocab_size
+    merges = huggingface.read_merges(path) if path.is_dir() else None
+    if not MIN_VOCAB <= size <= GPT2_VOCAB or merges not in (None, gpt2_merges(size)):
+        raise UserError(
+            f"{name} has another tokenizer than GPT-2's, with {size:,} tokens; "
+            f"give a model whose {MIN_VOCAB} to {GPT2_VOCAB:,} tokens are GPT-2's first"
+        )
+    return get_encoding(size)
 
 
 def _reader_of(name: str) -> tuple[ModuleType, Path]:

@@ -13,10 +13,9 @@ from typing import Any, Literal
 import torch
 
 from gpt2.data.tokenizer import GPT2_VOCAB, MIN_VOCAB, huggingface_files
-from gpt2.formats.build import PADDED
+from gpt2.formats.build import PADDED, require_gpt2
 from gpt2.model import GPT, GPTConfig
 from gpt2.modern.model import Modern
-from gpt2.modern.parts import Parts
 from gpt2.system.errors import UserError
 from gpt2.system.files import write_atomically
 
@@ -30,10 +29,7 @@ def write_model(model: GPT | Modern, path: str | Path, dtype: Literal["fp32", "b
     Raises UserError for a model that isn't GPT-2 as published, for a vocabulary without a tokenizer, and where the
     package is missing. Raises OSError, e.g. on a full disk.
     """
-    if not isinstance(model, GPT):
-        ours, published = vars(model.config.parts), vars(Parts())
-        others = ", ".join(f"{name} {ours[name]}" for name in ours if ours[name] != published[name]) or "parts"
-        raise UserError(f"GGUF's gpt2 is GPT-2 as published, not a model with {others}; give a run of a GPT-2")
+    require_gpt2(model.config, "GGUF's gpt2 is")
     if not MIN_VOCAB < model.config.vocab_size <= GPT2_VOCAB:  # llama.cpp opens no tokenizer without merges
         raise UserError(
             f"a GGUF file holds the tokenizer, and llama.cpp has none for a vocabulary of {model.config.vocab_size}; "
@@ -92,7 +88,7 @@ def _add_tokenizer(gguf: ModuleType, writer: Any, vocab_size: int) -> None:
     writer.add_add_bos_token(False)
 
 
-def _add_tensors(gguf: ModuleType, writer: Any, model: GPT, dtype: str) -> None:
+def _add_tensors(gguf: ModuleType, writer: Any, model: GPT | Modern, dtype: str) -> None:
     """Every weight under llama.cpp's name for it, without the padding rows of the token embedding."""
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, model.config.n_layer)
     for name, tensor in model.state_dict().items():

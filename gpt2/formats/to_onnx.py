@@ -65,7 +65,7 @@ def _export(model: GPT | Modern) -> Any:
     dynamic = torch.export.Dim.DYNAMIC
     example = torch.zeros(2, model.config.block_size, dtype=torch.int64)
     operators = {torch.ops.gpt2.cos_and_sin.default: lambda angles: (angles.cos(), angles.sin())}
-    with torch.no_grad(), _quiet(), _attention_with_plain_conditions():
+    with torch.no_grad(), _quiet():
         program = torch.export.export(model, (example,), dynamic_shapes=({0: dynamic, 1: dynamic},))
         program = program.run_decompositions(operators)
         exported: Any = torch.onnx.export(program, (), input_names=["tokens"], output_names=["logits"], verbose=False)
@@ -98,21 +98,6 @@ class _AllExperts(nn.Module):
         """(…, in) → (…, out)."""
         weight = unit_rows(layer.weight[e]) if layer.normalised else layer.weight[e]
         return F.linear(x, weight, None if layer.bias is None else layer.bias[e])
-
-
-@contextlib.contextmanager
-def _attention_with_plain_conditions() -> Iterator[None]:
-    """Let PyTorch's attention take `is_causal` as torch.export writes it: a condition on a size that is a symbol."""
-    attention: Any = F.scaled_dot_product_attention
-
-    def decided(*args: Any, is_causal: bool = False, **named: Any) -> Any:
-        return attention(*args, is_causal=bool(is_causal), **named)
-
-    F.scaled_dot_product_attention = decided
-    try:
-        yield
-    finally:
-        F.scaled_dot_product_attention = attention
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ plain JavaScript: a runtime for ONNX weighs 14 MB, and shows no values in betwee
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,14 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpt2.data.tokenizer import GPT2_VOCAB, MIN_VOCAB, get_encoding, huggingface_files
-from gpt2.formats.build import PADDED
-from gpt2.formats.load import from_pretrained, pretrained_config
+from gpt2.data.tokenizer import get_encoding
+from gpt2.formats.build import PADDED, require_gpt2
+from gpt2.formats.load import encoding_of, from_pretrained, pretrained_config
 from gpt2.formats.packed import PackedWeight
-from gpt2.model import GPT, GPTConfig
-from gpt2.modern.model import Modern, ModernConfig
-from gpt2.modern.parts import Parts
-from gpt2.system.errors import UserError
+from gpt2.model import GPT
+from gpt2.modern.model import Modern
 from gpt2.system.files import write_atomically
 from gpt2.web.server import PAGES
 
@@ -33,8 +31,6 @@ from gpt2.web.server import PAGES
 SCRIPTS = ("attention", "model", "panels", "playground", "sampling", "session", "tokenizer", "worker", "writer")
 FILES = ("playground.html", "page.css", "playground.css", *(f"{name}.js" for name in SCRIPTS))
 FOLDERS = ("model", "compare")  # of the model, and of a second one beside it
-# parts that change how a model is trained, not what it computes
-TRAINING_PARTS = ("init", "balance", "fp32_logits")
 
 
 @dataclass(frozen=True)
@@ -51,36 +47,10 @@ class WebModel:
 
 def export(run: str, weights: Literal["int8", "fp32"] = "int8") -> WebModel:
     """The model that `from_pretrained(run)` opens. Raises UserError for one that the page can't run."""
-    config = pretrained_config(run)  # before the weights, which may be large
-    check(run, config)
-    model = from_pretrained(run)
+    require_gpt2(pretrained_config(run), "the page runs")  # before the weights, which may be large
+    encoding_of(run)
     name = Path(run).name or Path(run).resolve().name
-    return describe(model, name, weights)
-
-
-def check(run: str, config: GPTConfig) -> None:
-    """Raise UserError, with the name of the part, for a model that the page can't run: it has GPT-2's parts alone."""
-    if isinstance(config, ModernConfig):
-        published = Parts()
-        changed = [field.name for field in fields(Parts) if field.name not in TRAINING_PARTS]
-        changed = [name for name in changed if getattr(config.parts, name) != getattr(published, name)]
-        shown = ", ".join(f"{name} {getattr(config.parts, name)}" for name in changed)
-        if changed:
-            raise UserError(f"the page runs GPT-2 as published, and {run} has other parts ({shown}); give another run")
-    merges = Path(run) / "merges.txt"
-    known = MIN_VOCAB <= config.vocab_size <= GPT2_VOCAB
-    if not known or (merges.is_file() and not _are_first_merges(merges, config.vocab_size)):
-        raise UserError(
-            f"the page needs a vocabulary of GPT-2's first merges ({MIN_VOCAB} to {GPT2_VOCAB:,} tokens), and {run} "
-            f"has another one of {config.vocab_size:,} tokens; give a run whose shards fineweb.py wrote"
-        )
-
-
-def _are_first_merges(path: Path, vocab_size: int) -> bool:
-    """Whether a file of merges holds GPT-2's first ones, after a line with a version or without it."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    _, *expected = huggingface_files(vocab_size)["merges.txt"].splitlines()
-    return [line for line in lines if line and not line.startswith("#version")] == expected
+    return describe(from_pretrained(run), name, weights)
 
 
 def describe(model: GPT | Modern, name: str, weights: Literal["int8", "fp32"] = "int8") -> WebModel:

@@ -128,9 +128,9 @@ def prerequisites(
                 start = (x0 + 3 * wide / 4, y0 if row < from_row else y0 + tall)
                 canvas.arrow(start, (start[0], y + tall / 2), (x, y + tall / 2))
     for i, key in enumerate(further):
-        after = f"after {', '.join(sorted(arrows[key]))}"
-        canvas.box(141 * i, 4 * high + 6, 124, 58, f"{key}\n{names[key]}", MODULE, note=after, size=12)
-    bottom = 4 * high + (90 if further else 2)
+        after, x, y = f"after {', '.join(sorted(arrows[key]))}", 141 * (i % 6), 4 * high + 6 + 74 * (i // 6)
+        canvas.box(x, y, 124, 58, f"{key}\n{names[key]}", MODULE, note=after, size=12)
+    bottom = 4 * high + 2 + (14 + 74 * -(-len(further) // 6) if further else 0)
     for i, (name, (colour, _)) in enumerate(paths.items()):
         canvas.dot(10 + 220 * i, bottom, colour)
         canvas.text(22 + 220 * i, bottom, name, size=12, anchor="start", colour=GREY)
