@@ -33,6 +33,7 @@ setup: $(READY)
 .venv/lowering: $(READY)
 	-$(BIN)/python -m pip install --quiet -e '.[onnx,gguf]' -c constraints.txt
 	-$(BIN)/python -m pip install --quiet -e '.[lowering,fp8]' -c constraints.txt
+	-$(BIN)/python -m pip install --quiet --no-deps axe-playwright-python -c constraints.txt
 	touch $@
 
 .venv/site: $(READY)

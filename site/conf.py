@@ -29,6 +29,7 @@ html_theme = "sphinx_book_theme"
 html_math_renderer = "mathml"
 html_static_path = [str(HERE / "static")]
 html_css_files = ["book.css"]
+html_js_files = [("access.js", {"defer": "defer"})]
 html_favicon = str(HERE / "static" / "favicon.svg")
 html_context = {"default_mode": "auto"}  # light or dark, as the reader's system
 html_use_index = html_domain_indices = False  # the search finds names

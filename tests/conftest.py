@@ -2,6 +2,7 @@
 
 import atexit
 import functools
+import importlib.util
 import json
 import os
 import shutil
@@ -260,12 +261,26 @@ CONTRAST = """
 """
 
 
-def low_contrast(browser) -> list[str]:
-    """The texts of a page that are hard to read, in light or in dark."""
+# what axe-core finds that is serious; it does not read all colours, so contrast is measured above
+AXE = """
+    const done = arguments[0], options = {preload: false, rules: {"color-contrast": {enabled: false}}};
+    axe.run(document, options).then(({violations}) => done(
+        violations.filter(each => ["serious", "critical"].includes(each.impact))
+            .flatMap(({id, nodes}) => nodes.map(({html}) => `${id} ${html}`))));
+"""
+
+
+def accessibility_faults(browser) -> list[str]:
+    """What makes a page hard to read or to use, in light or in dark: low contrast, and what axe-core finds."""
+    axe = importlib.util.find_spec("axe_playwright_python")  # which brings axe-core, and is not imported
+    if not (axe and axe.origin):
+        pytest.skip("axe-core is not installed; run: pip install --no-deps axe-playwright-python")
+    browser.execute_script(Path(axe.origin).with_name("axe.min.js").read_text(encoding="utf-8"))
     found = []
     for scheme in ("light", "dark"):
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-        found += [f"{scheme}: {text}" for text in browser.execute_script(CONTRAST)]
+        faults = [*browser.execute_script(CONTRAST), *browser.execute_async_script(AXE)]
+        found += [f"{scheme}: {fault}" for fault in faults]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     return found

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, low_contrast, wait_for
+from conftest import ROOT, accessibility_faults, wait_for
 from test_logs_and_plot import PEERS
 
 from gpt2.logs.reader import published_log, read_log
@@ -403,6 +403,7 @@ def test_a_run_without_times_leaves_the_others_in_the_chart_of_hours(tmp_path, b
     ("host", "path", "status"),
     [
         ("", "/watch.html", 200),
+        ("", "/", 200),
         ("elsewhere.example", "/watch.html", 403),
         ("", "/..%2fserver.py", 404),
         ("", "/%00", 404),
@@ -410,7 +411,7 @@ def test_a_run_without_times_leaves_the_others_in_the_chart_of_hours(tmp_path, b
 )
 def test_only_this_machine_is_answered_and_only_with_pages(host, path, status):
     """A page of another site could have a name of its own point to 127.0.0.1."""
-    with make_server({}, 0) as server:
+    with make_server({}, 0, "watch.html") as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         asked = http.client.HTTPConnection("127.0.0.1", server.server_port)
         asked.request("GET", path, headers={"Host": host or f"127.0.0.1:{server.server_port}"})
@@ -421,7 +422,7 @@ def test_only_this_machine_is_answered_and_only_with_pages(host, path, status):
 def test_the_page_is_readable_in_light_and_dark_and_fits_a_phone(tmp_path, browser, opened):
     write_run(tmp_path / "runs" / "one")
     opened(Watched([tmp_path / "runs"], ["llmc-124m"]))
-    assert low_contrast(browser) == []
+    assert accessibility_faults(browser) == []
     size = browser.get_window_size()
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}

@@ -27,7 +27,7 @@ def serve(page: str, answers: Mapping[str, Answer], port: int) -> None:
     Port 0 takes a free one. Raises UserError where the port is in use.
     """
     try:
-        server = make_server(answers, port)
+        server = make_server(answers, port, page)
     except OSError as error:
         raise UserError(f"port {port} can't be used: {error.strerror}; give another one with --port") from None
     with server:
@@ -38,16 +38,19 @@ def serve(page: str, answers: Mapping[str, Answer], port: int) -> None:
             print()
 
 
-def make_server(answers: Mapping[str, Answer], port: int) -> ThreadingHTTPServer:
-    """A server of the files of `pages/` and of `answers`, bound to its port. Raises OSError if the port is taken."""
-    return ThreadingHTTPServer((ADDRESS, port), partial(_Handler, answers))
+def make_server(answers: Mapping[str, Answer], port: int, page: str = "") -> ThreadingHTTPServer:
+    """A server of the files of `pages/` and of `answers`, bound to its port, where `/` is `page`.
+
+    Raises OSError if the port is taken.
+    """
+    return ThreadingHTTPServer((ADDRESS, port), partial(_Handler, answers, page))
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
-    def __init__(self, answers: Mapping[str, Answer], *arguments: Any) -> None:
-        self.answers = answers
+    def __init__(self, answers: Mapping[str, Answer], page: str, *arguments: Any) -> None:
+        self.answers, self.page = answers, page
         super().__init__(*arguments)
 
     def handle(self) -> None:
@@ -61,7 +64,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Host", "").rsplit(":", 1)[0] not in (ADDRESS, "localhost"):
             return self._send(HTTPStatus.FORBIDDEN, "text/plain", b"only http://127.0.0.1")
         parts = urlsplit(self.path)
-        path = unquote(parts.path).lstrip("/")
+        path = unquote(parts.path).lstrip("/") or self.page
         if path in self.answers:
             try:
                 found = self.answers[path](dict(parse_qsl(parts.query)))

@@ -81,7 +81,7 @@ def link_names(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     there = {path.stem for path in lessons()}
     for literal in list(doctree.findall(nodes.literal)):
         match = NAMES.fullmatch(literal.astext())
-        if not match or isinstance(literal.parent, (nodes.reference, nodes.title)) or match["lesson"] == docname:
+        if not match or is_in_link_or_title(literal) or match["lesson"] == docname:
             continue
         if match["lesson"] in there:
             uri = app.builder.get_relative_uri(docname, match["lesson"])
@@ -91,6 +91,11 @@ def link_names(app: Sphinx, doctree: nodes.document, docname: str) -> None:
             continue
         link = nodes.reference("", "", literal.deepcopy(), refuri=uri, internal=True)
         literal.parent.replace(literal, link)
+
+
+def is_in_link_or_title(node: nodes.Node) -> bool:
+    """Whether a node stands, at any depth, in a link or in a title."""
+    return node is not None and (isinstance(node, (nodes.reference, nodes.title)) or is_in_link_or_title(node.parent))
 
 
 def module_uri(app: Sphinx, docname: str, file: str) -> str:

@@ -2,6 +2,8 @@
 
 import { make } from "./panels.js";
 
+const SMALL = 96; // pixels per side of a small map, at most
+
 /** Draws the attention of a trace into the elements of the page. `choose(position)` is called for a row that is clicked. */
 export class AttentionPanel {
   constructor({ heads, title, map, row, query, weights }, choose) {
@@ -46,19 +48,27 @@ export class AttentionPanel {
     if (!this.trace) return;
     const colour = getComputedStyle(this.heads).getPropertyValue("--query");
     const [red, green, blue] = colour.match(/\w\w/g).map((two) => parseInt(two, 16));
-    for (const { canvas, layer, head } of small) this.paint(canvas, layer, head, [red, green, blue]);
-    this.paint(this.map.querySelector("canvas"), this.head.layer, this.head.head, [red, green, blue]);
+    for (const { canvas, layer, head } of small) this.paint(canvas, layer, head, [red, green, blue], SMALL);
+    this.paint(this.map.querySelector("canvas"), this.head.layer, this.head.head, [red, green, blue], this.trace.T);
   }
 
-  /** One pixel per weight; the square root makes small weights visible. */
-  paint(canvas, layer, head, [red, green, blue]) {
-    const { T } = this.trace, image = new ImageData(T, T);
+  /**
+   * At most `most` pixels per side. A pixel is one weight, or the largest of a square of weights; the square root
+   * makes small weights visible.
+   */
+  paint(canvas, layer, head, colour, most) {
+    const { T } = this.trace, square = Math.ceil(T / most), side = Math.ceil(T / square);
+    const largest = new Float32Array(side * side);
     for (let t = 0; t < T; t++) {
-      for (const [s, weight] of this.trace.weights(t, layer, head).entries()) {
-        image.data.set([red, green, blue, 255 * Math.sqrt(weight)], 4 * (t * T + s));
+      const weights = this.trace.weights(t, layer, head), row = Math.floor(t / square) * side;
+      for (let s = 0; s <= t; s++) {
+        const pixel = row + Math.floor(s / square);
+        if (weights[s] > largest[pixel]) largest[pixel] = weights[s];
       }
     }
-    Object.assign(canvas, { width: T, height: T });
+    const image = new ImageData(side, side);
+    for (let i = 0; i < largest.length; i++) image.data.set([...colour, 255 * Math.sqrt(largest[i])], 4 * i);
+    Object.assign(canvas, { width: side, height: side });
     canvas.getContext("2d").putImageData(image, 0, 0);
   }
 

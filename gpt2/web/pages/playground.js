@@ -93,6 +93,7 @@ async function start() {
   const { models, lessons } = await (await fetch("playground.json")).json();
   for (const link of document.querySelectorAll(".lesson")) {
     if (lessons) link.href = `${lessons}${link.dataset.lesson}.html`;
+    else link.textContent = `notebooks/${link.dataset.lesson}.ipynb`;
   }
   readers = models.map((folder, number) => new Reader(folder, number, (kind, reader) => changes[kind](reader)));
 }
@@ -123,17 +124,16 @@ function followAddress() {
 /** Read what was typed, and say what is left out. */
 function readText() {
   for (const panel of panels) panel.setAttribute("aria-busy", true);
-  const [first] = readers, { block_size } = first.description.config;
+  const [first] = readers;
   const counts = readers.map((reader) => reader.read(at("text").value));
   drawTokens(at("tokens"), first.ids, first.tokenizer);
   choose(first.ids.length - 1);
-  const note = at("text-note");
-  note.textContent = "";
-  if (counts[0] === 0) note.textContent = "There is no text, so the model starts as at the beginning of a document.";
-  if (counts[0] > block_size) {
-    const all = counts[0].toLocaleString("en");
-    note.textContent = `The text has ${all} tokens. The model can read ${block_size}, so it reads the last ${block_size}.`;
-  }
+  const cut = readers.map(({ description: { name, config: { block_size } } }, i) => {
+    const all = counts[i].toLocaleString("en"), who = readers.length > 1 ? name : "The model";
+    return counts[i] > block_size ? `${who} can read ${block_size} tokens, so it reads the last ones of ${all} tokens.` : "";
+  });
+  const empty = "There is no text, so the model starts as at the beginning of a document.";
+  at("text-note").textContent = counts[0] ? cut.join(" ").trim() : empty;
 }
 
 /** A text was read by a model. */

@@ -5,7 +5,10 @@ export class Session {
   constructor(folder, on) {
     this.worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
     this.worker.onmessage = ({ data: { kind, ...message } }) => on[kind]?.(message);
-    this.worker.onerror = (event) => on.failed({ message: event.message ?? "the model's thread can't start" });
+    // the thread did not start; what goes wrong later is a message
+    this.worker.onerror = ({ message }) => {
+      on.failed({ message: `it needs a browser of 2023 or newer (${message ?? "no thread"})` });
+    };
     this.send("load", { folder: new URL(folder, document.baseURI).href });
   }
 
