@@ -29,10 +29,12 @@ $(READY): pyproject.toml constraints.txt
 
 setup: $(READY)
 
-# what the tests compile for a GPU with, and other formats' packages; a test whose package is missing is skipped
-.venv/lowering: $(READY)
+# what some tests compare with: other formats and programs, a compiler for GPUs, axe-core. A package that can't be
+# installed here is left out, and its tests are skipped
+.venv/optional: $(READY)
 	-$(BIN)/python -m pip install --quiet -e '.[onnx,gguf]' -c constraints.txt
 	-$(BIN)/python -m pip install --quiet -e '.[lowering,fp8]' -c constraints.txt
+	-$(BIN)/python -m pip install --quiet 'lm_eval[hf]' xllamacpp -c constraints.txt
 	-$(BIN)/python -m pip install --quiet --no-deps axe-playwright-python -c constraints.txt
 	touch $@
 
@@ -47,7 +49,7 @@ demo: $(READY)
 	$(BIN)/gpt2 evaluate $(DEMO)
 	$(BIN)/gpt2 generate $(DEMO) --prompt 'The old man looked at' --tokens 120
 
-test: .venv/lowering .venv/site
+test: .venv/optional .venv/site
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m 'not alone and not gpu' -n 2 --dist worksteal
 	$(BIN)/python -m pytest -m 'alone or gpu'
 
