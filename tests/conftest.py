@@ -249,7 +249,7 @@ CONTRAST = """
     const found = [];
     for (const each of document.querySelectorAll("body *")) {
         const text = [...each.childNodes].some(node => node.nodeType === 3 && node.textContent.trim());
-        if (!text || !each.getClientRects().length || each.closest(":disabled, .visually-hidden")) continue;
+        if (!text || !each.getClientRects().length || each.closest("[aria-disabled=true], .visually-hidden")) continue;
         const style = getComputedStyle(each), below = backgrounds(each);
         const own = light(over(below, each instanceof SVGElement ? style.fill : style.color));
         const [high, low] = [own, light(below)].sort((a, b) => b - a);

@@ -231,7 +231,7 @@ def test_a_lesson_says_where_it_runs(pages):
     assert "_sources/02_attention.ipynb" in found
     assert "playground.html#text=The%20old%20man%20looked%20at&layer=0&head=3" in found
     unknown = SimpleNamespace(config=SimpleNamespace(book_repository=""))
-    assert [text for text, _ in lessons.ways(unknown, "02_attention")] == ["Download", "Playground"]
+    assert [text for text, _ in lessons.ways(unknown, "02_attention")] == ["Download the notebook", "Playground"]
 
 
 def test_what_is_downloaded_is_the_notebook_itself(site):

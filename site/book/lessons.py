@@ -56,7 +56,7 @@ def ways(app: Sphinx, docname: str) -> list[tuple[str, str]]:
         colab = f"https://colab.research.google.com/github/{repository}/blob/colab/{docname}.ipynb"
         binder = f"https://mybinder.org/v2/gh/{repository}/main?urlpath=lab/tree/notebooks/{docname}.ipynb"
         found = [("Run on Colab", colab), ("Run on Binder", binder)]
-    found.append(("Download", f"_sources/{docname}.ipynb"))
+    found.append(("Download the notebook", f"_sources/{docname}.ipynb"))
     found.append(("Playground", f"playground.html{SHOWN_THERE.get(docname, '')}"))
     if repository:
         found.append(("Source", address(repository, f"notebooks/{docname}.ipynb")))

@@ -1,4 +1,5 @@
-// Definitions of terms: keep them inside the window, and let Escape close them. Without this script they still appear.
+// Definitions of terms: keep them inside the window, and let Escape close them. On a touch screen, the first tap on a term
+// shows its definition, and the second follows the link. Without this script they still appear.
 "use strict";
 
 const place = (term) => {
@@ -14,6 +15,13 @@ const place = (term) => {
 for (const term of document.querySelectorAll(".term")) {
   term.addEventListener("pointerenter", () => place(term));
   term.addEventListener("focusin", () => place(term));
+  term.addEventListener("pointerdown", (event) => {
+    const isOpen = getComputedStyle(term.querySelector(".definition")).display !== "none";
+    term.dataset.opens = event.pointerType === "touch" && !isOpen;
+  });
+  term.addEventListener("click", (event) => {
+    if (term.dataset.opens === "true") event.preventDefault();
+  });
 }
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") {

@@ -2,12 +2,13 @@
 
 import { make } from "./panels.js";
 
+const LABELLED = 24; // rows of the large map that have room for their tokens, at most
 const SMALL = 96; // pixels per side of a small map, at most
 
 /** Draws the attention of a trace into the elements of the page. `choose(position)` is called for a row that is clicked. */
 export class AttentionPanel {
-  constructor({ heads, title, map, row, query, weights }, choose) {
-    Object.assign(this, { heads, title, map, row, query, weights, choose });
+  constructor({ heads, title, map, row, rows, query, weights }, choose) {
+    Object.assign(this, { heads, title, map, row, rows, query, weights, choose });
     this.head = { layer: 0, head: 0 };
     this.canvases = [];
     map.addEventListener("pointermove", (event) => this.drawQuery(this.positionAt(event)));
@@ -40,6 +41,7 @@ export class AttentionPanel {
   /** Draw a trace, whose tokens are `labels`. */
   draw(trace, labels) {
     Object.assign(this, { trace, labels });
+    this.rows.replaceChildren(...(labels.length > LABELLED ? [] : labels.map((label) => make("span", {}, label))));
     this.drawHeads();
   }
 

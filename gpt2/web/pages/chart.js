@@ -3,6 +3,7 @@
 import { lowerBound } from "./column.js";
 
 const LEFT = 58, RIGHT = 14, TOP = 8, BOTTOM = 26;
+const MARK = 4; // radius of a point, with its line
 const MOST_POINTS = 80; // of a curve are marked; more would hide it
 const MINUS = "\u2212";
 
@@ -216,7 +217,7 @@ export class Chart {
     const { context } = this, style = getComputedStyle(this.canvas);
     context.save();
     context.beginPath();
-    context.rect(LEFT, 0, this.width + RIGHT, TOP + this.height + 1);
+    context.rect(LEFT - MARK, 0, this.width + 2 * MARK, TOP + this.height + 1);
     context.clip();
     context.lineJoin = "round";
     for (const faint of [true, false])
@@ -253,8 +254,11 @@ export class Chart {
     const value = (left) => this.range[0] + ((left - LEFT) / this.width) * (this.range[1] - this.range[0]);
     const on = (name, act) => this.overlay.addEventListener(name, (event) => this.range && act(event));
     on("pointerdown", (event) => {
-      if (event.button === 0) this.drag = { from: inside(event.offsetX), to: inside(event.offsetX), moved: false };
-      if (event.button === 0) this.overlay.setPointerCapture(event.pointerId);
+      if (event.button !== 0) return;
+      const left = inside(event.offsetX);
+      this.drag = { from: left, to: left, moved: false };
+      this.overlay.setPointerCapture(event.pointerId);
+      this.changed({ at: value(left), told: false }); // a finger points without moving first
     });
     on("pointermove", (event) => {
       const left = inside(event.offsetX);
@@ -283,8 +287,8 @@ export class Chart {
     else if (event.key in zooms) {
       const [first, last] = this.#whole(), wide = Math.max(span * zooms[event.key], (last - first) / 1e6);
       const from = Math.max(first, at - wide * ((at - low) / span)), to = Math.min(last, from + wide);
-      this.changed({ zoom: to - from >= last - first ? null : [from, to] });
-    } else if (event.key === "Escape" || event.key === "0") this.changed({ zoom: null });
+      this.changed({ zoom: to - from >= last - first ? null : [from, to], told: true });
+    } else if (event.key === "Escape" || event.key === "0") this.changed({ zoom: null, told: true });
     else return;
     event.preventDefault();
   }

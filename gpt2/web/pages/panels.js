@@ -83,8 +83,8 @@ export function drawNorms(place, trace, position) {
         const dot = make("circle", { cx: x(i), cy: y(own[i]), r: 3 });
         if (i % every) return [dot];
         const name = i ? `${i - 1}` : "embed.";
-        const value = make("text", { class: "value", x: x(i), y: y(own[i]) - 8, "text-anchor": "middle" }, number);
-        return [dot, value, make("text", { x: x(i), y: height - 8, "text-anchor": "middle" }, name)];
+        const value = make("text", { class: "value", "aria-hidden": "true", x: x(i), y: y(own[i]) - 8, "text-anchor": "middle" }, number);
+        return [dot, value, make("text", { "aria-hidden": "true", x: x(i), y: height - 8, "text-anchor": "middle" }, name)];
       }),
     ),
     make("p", { class: "quiet" }, "From left to right: the embedding, then the stream after each layer. Faint lines: other positions."),

@@ -7,6 +7,7 @@ import { Tokenizer } from "./tokenizer.js";
 import { Writer } from "./writer.js";
 
 const TYPING = 150; // ms without a key before a text is read
+const LONGEST = 20_000; // characters that are read; more would keep the page busy
 const MEBI = 2 ** 20;
 const at = (id) => document.getElementById(id);
 
@@ -80,7 +81,7 @@ class Reader {
 const changes = { ready, trace, look };
 const panels = ["attention-panel", "norm-panel", "lens-panel", "next-panel"].map(at);
 const attention = new AttentionPanel(
-  { heads: at("heads"), title: at("head-title"), map: at("map"), row: at("row"), query: at("query"), weights: at("weights") },
+  { heads: at("heads"), title: at("head-title"), map: at("map"), row: at("row"), rows: at("rows"), query: at("query"), weights: at("weights") },
   choose,
 );
 let readers = []; // the model of the page, and one to compare with it
@@ -94,6 +95,10 @@ async function start() {
   for (const link of document.querySelectorAll(".lesson")) {
     if (lessons) link.href = `${lessons}${link.dataset.lesson}.html`;
     else link.textContent = `notebooks/${link.dataset.lesson}.ipynb`;
+  }
+  if (lessons) {
+    at("home").href = `${lessons}index.html`;
+    at("home").hidden = false;
   }
   readers = models.map((folder, number) => new Reader(folder, number, (kind, reader) => changes[kind](reader)));
 }
@@ -110,7 +115,7 @@ function ready() {
   attention.build(readers[0].description.config);
   followAddress();
   for (const column of document.querySelectorAll(".columns h3")) column.hidden = readers.length === 1;
-  for (const id of ["write", "step"]) at(id).disabled = false;
+  for (const id of ["write", "step"]) at(id).ariaDisabled = false;
   readText();
 }
 
@@ -121,17 +126,27 @@ function followAddress() {
   attention.select({ layer: Number(asked.get("layer")), head: Number(asked.get("head")) });
 }
 
+addEventListener("hashchange", () => {
+  followAddress();
+  textChanged();
+});
+
+/** What was typed, or the end of it. */
+const typed = () => at("text").value.slice(-LONGEST);
+
 /** Read what was typed, and say what is left out. */
 function readText() {
   for (const panel of panels) panel.setAttribute("aria-busy", true);
   const [first] = readers;
-  const counts = readers.map((reader) => reader.read(at("text").value));
+  const counts = readers.map((reader) => reader.read(typed()));
   drawTokens(at("tokens"), first.ids, first.tokenizer);
-  choose(first.ids.length - 1);
+  choose(first.ids.length - 1, false);
   const cut = readers.map(({ description: { name, config: { block_size } } }, i) => {
     const all = counts[i].toLocaleString("en"), who = readers.length > 1 ? name : "The model";
     return counts[i] > block_size ? `${who} can read ${block_size} tokens, so it reads the last ones of ${all} tokens.` : "";
   });
+  const { length } = at("text").value;
+  if (length > LONGEST) cut.unshift(`The page reads the last ${LONGEST.toLocaleString("en")} of ${length.toLocaleString("en")} characters.`);
   const empty = "There is no text, so the model starts as at the beginning of a document.";
   at("text-note").textContent = counts[0] ? cut.join(" ").trim() : empty;
 }
@@ -162,8 +177,8 @@ function look(reader) {
   reader.title.textContent = `${reader.description.name}, after ${token}`;
 }
 
-/** Choose a token: all panels follow. */
-function choose(chosen) {
+/** Choose a token: all panels follow. A screen reader says what it is made of, unless it was not `asked` for. */
+function choose(chosen, asked = true) {
   if (!at("tokens").children[chosen]) return; // of a text that is no longer there, or not there yet
   position = chosen;
   const [first] = readers;
@@ -173,6 +188,7 @@ function choose(chosen) {
     option.tabIndex = selected ? 0 : -1;
   }
   bringIntoView(at("tokens"), at("tokens").children[position]);
+  at("history").ariaLive = asked ? "polite" : "off";
   drawHistory(at("history"), first.ids[position], first.tokenizer);
   for (const label of document.querySelectorAll("p .chosen:not(#query *)")) {
     label.textContent = first.tokenizer.shown(first.ids[position]);
@@ -196,9 +212,12 @@ function follow() {
 function rule() {
   const [temperature, topK, topP] = ["temperature", "top-k", "top-p"].map((id) => Number(at(id).value));
   const all = topK === Number(at("top-k").max);
-  at("temperature-value").textContent = temperature ? temperature.toFixed(2) : "0: the likeliest";
-  at("top-k-value").textContent = all ? "off" : topK;
-  at("top-p-value").textContent = topP < 1 ? topP.toFixed(2) : "off";
+  const shown = {
+    "temperature": temperature ? temperature.toFixed(2) : "0: the likeliest",
+    "top-k": all ? "off" : `${topK}`,
+    "top-p": topP < 1 ? topP.toFixed(2) : "off",
+  };
+  for (const [id, text] of Object.entries(shown)) at(`${id}-value`).textContent = at(id).ariaValueText = text;
   return { temperature, topK: all ? null : topK, topP: topP < 1 ? topP : null };
 }
 
@@ -215,23 +234,31 @@ function showStatus(text) {
   at("status").textContent = text;
 }
 
-/** Buttons while a model writes, and when none does. */
+/** Buttons while a model writes, and when none does. They stay in the order of the Tab key, so that no focus is lost. */
 function writing() {
   const busy = readers.some((reader) => reader.writer?.busy);
   const made = readers[0]?.writer?.ids.length > 0;
-  for (const [id, off] of [["write", busy], ["step", busy], ["stop", !busy], ["take", busy || !made]]) at(id).disabled = off;
+  for (const [id, off] of [["write", busy], ["step", busy], ["stop", !busy], ["take", busy || !made]]) at(id).ariaDisabled = off;
 }
+
+const isOn = (id) => at(id).ariaDisabled !== "true";
 
 /** Continue the text, or what was written, by some tokens. */
 function write(count, afresh) {
-  if (at("write").disabled) return;
   if (waiting) textChanged(); // not only when the typing has paused
-  const seed = Number(at("seed").value);
-  for (const reader of readers) reader.writer.start({ count, seed, afresh, rule: rule(), text: at("text").value });
+  if (!isOn("write")) return;
+  const seed = numberOf("seed");
+  for (const reader of readers) reader.writer.start({ count, seed, afresh, rule: rule(), text: typed() });
 }
 
 function stop() {
   for (const reader of readers) reader.writer?.stop();
+}
+
+/** The number of a field, within its limits, which the field shows from then on. */
+function numberOf(id) {
+  const { value, min, max } = at(id), number = Math.floor(Number(value)) || 0;
+  return Number((at(id).value = Math.min(Number(max), Math.max(Number(min), number))));
 }
 
 /** Read a new text; what was written belonged to the old one. */
@@ -269,16 +296,20 @@ for (const id of ["temperature", "top-k", "top-p"]) {
     for (const reader of readers) if (reader.said) drawNext(reader.next, reader.said.logits, current, reader.tokenizer);
   });
 }
-at("write").addEventListener("click", () => write(Math.min(2000, Math.max(1, Number(at("count").value) || 1)), true));
+at("write").addEventListener("click", () => write(numberOf("count"), true));
 at("step").addEventListener("click", () => write(1, false));
 at("stop").addEventListener("click", stop);
 at("take").addEventListener("click", () => {
+  if (!isOn("take")) return;
   at("text").value += readers[0].writer.text;
   at("text").dispatchEvent(new Event("input"));
   at("text").focus();
 });
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) at("write").click();
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+    at("write").click();
+    at("written").scrollIntoView({ block: "nearest" });
+  }
   if (event.key === "Escape") stop();
 });
 rule();

@@ -27,7 +27,7 @@ for (const panel of PANELS) {
   panel.hintText = caption.appendChild(element("span", { className: "quiet", textContent: panel.hint ?? "" }));
   const box = element("div", { className: "chart" });
   const canvas = element("canvas", { ariaHidden: "true" });
-  const overlay = element("canvas", { className: "overlay", tabIndex: 0, role: "img" });
+  const overlay = element("canvas", { className: "overlay", tabIndex: 0, role: "application", ariaRoleDescription: "chart" });
   overlay.setAttribute("aria-describedby", "help");
   panel.readout = element("div", { className: "readout", hidden: true });
   box.append(canvas, overlay, panel.readout);
@@ -40,6 +40,7 @@ for (const panel of PANELS) {
 function changeView(change, panel) {
   if ("zoom" in change) {
     view.zoom = change.zoom;
+    if (view.zoom && !(view.at >= view.zoom[0] && view.at <= view.zoom[1])) view.at = null;
     document.getElementById("whole").hidden = !view.zoom;
     drawCharts();
   } else view.at = change.at;
@@ -48,7 +49,11 @@ function changeView(change, panel) {
     if (!each.figure.hidden) each.chart.drawCursor();
     showReadout(each, each === panel && view.at !== null);
   }
-  if (change.told) document.getElementById("spoken").textContent = panel.readout.innerText.replaceAll("\n", " ");
+  if (change.told) document.getElementById("spoken").textContent = "zoom" in change ? extent(panel.chart) : panel.readout.innerText.replaceAll("\n", " ");
+}
+
+function extent({ range, formatX }) {
+  return view.zoom ? `${AXES[view.x]} ${range.map(formatX).join(" to ")}` : "the whole run";
 }
 
 function showReadout({ chart, readout }, isShown) {
@@ -95,7 +100,8 @@ function drawCharts() {
     if (name === "loss") chart.log = view.log;
     chart.formatX = view.x === "tokens" ? shortCount : plainNumber;
     chart.zoom = view.zoom;
-    overlay.ariaLabel = `${title} by ${AXES[view.x]} of ${shownRuns().map((run) => run.info.name).join(", ") || "no run"}`;
+    const names = new Set(chart.curves.map((curve) => curve.run.info.name));
+    overlay.ariaLabel = `${title} by ${AXES[view.x]} of ${[...names].join(", ") || "no run"}`;
     if (!figure.hidden) chart.draw();
     if (name === "loss") panel.hintText.textContent = hintOfLoss(chart);
   }
@@ -209,7 +215,11 @@ function chooseUnit() {
 function showNewest() {
   const growing = shownRuns().filter((run) => run.info.last.step !== undefined && run.info.state !== "published");
   const run = growing.sort((a, b) => a.info.age - b.info.age)[0];
-  if (!run) return void (document.getElementById("newest").textContent = "No step has been logged yet.");
+  if (!run) {
+    const hasSteps = [...runs.values()].some(({ info }) => info.last.step !== undefined && info.state !== "published");
+    document.getElementById("newest").textContent = hasSteps ? "No run is chosen." : "No step has been logged yet.";
+    return;
+  }
   const { name, last, steps } = run.info;
   const parts = [`step ${last.step.toLocaleString("en")}${steps ? ` of ${steps.toLocaleString("en")}` : ""}`];
   if (last.loss != null) parts.push(`loss ${last.loss.toFixed(4)}`);
@@ -242,7 +252,10 @@ controls.addEventListener("change", ({ target }) => {
   changeView({ zoom: view.zoom }, PANELS[0]);
 });
 controls.addEventListener("submit", (event) => event.preventDefault());
-document.getElementById("whole").addEventListener("click", () => changeView({ zoom: null }, PANELS[0]));
+document.getElementById("whole").addEventListener("click", () => {
+  changeView({ zoom: null }, PANELS[0]);
+  PANELS[0].overlay.focus(); // the button is gone
+});
 document.addEventListener("visibilitychange", () => document.hidden || update().catch(lost));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawCharts);
 new ResizeObserver(drawCharts).observe(document.getElementById("charts"));

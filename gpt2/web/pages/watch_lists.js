@@ -102,6 +102,7 @@ export function showSamples(runs) {
   older.onclick = () => {
     samplesShown += MORE_SAMPLES;
     showSamples(runs);
+    if (older.hidden) document.getElementById("written").focus();
   };
   const texts = document.getElementById("texts"), shown = found.slice(0, samplesShown);
   const key = JSON.stringify(shown.map(({ run, entry }) => [run.id, run.info.name, entry]));

@@ -9,9 +9,10 @@ export class Writer {
     this.prompt = make("span", { class: "prompt" });
     this.made = make("span", { class: "made" });
     const { name } = reader.description;
-    this.box = make("div", { class: "written", role: "log", tabindex: 0, "aria-label": `text by ${name}` }, this.prompt, this.made);
+    this.box = make("div", { class: "written", role: "region", tabindex: 0, "aria-label": `text by ${name}` }, this.prompt, this.made);
     this.figures = make("p", { class: "figures quiet" }, "Key-value cache: empty");
-    column.append(make("div", {}, make("h3", {}, name), this.box, this.figures));
+    this.spoken = make("p", { class: "visually-hidden", role: "status" }); // once per text, and not every token
+    column.append(make("div", {}, make("h3", {}, name), this.box, this.figures, this.spoken));
     this.clear();
   }
 
@@ -39,6 +40,7 @@ export class Writer {
     const prompt = tokenizer.encode(text), read = prompt.length ? prompt : [tokenizer.endOfText];
     this.prompt.textContent = text;
     this.busy = true;
+    this.before = this.text.length;
     const tokens = this.ids.length ? null : read.slice(-description.config.block_size);
     session.send("generate", { id: this.id, tokens, count, rule, seed: seed + this.ids.length });
     this.changed();
@@ -66,6 +68,7 @@ export class Writer {
     if (id !== this.id) return;
     this.busy = false;
     if (reason === "end of text") this.figures.textContent += " · The model has ended its text.";
+    this.spoken.textContent = `${this.reader.description.name} wrote: ${this.text.slice(this.before)}`;
     this.changed();
   }
 }
