@@ -21,7 +21,7 @@ COPY constraints.txt ./
 RUN pip install --no-cache-dir torch -c constraints.txt
 
 COPY . .
-RUN pip install --no-cache-dir --editable '.[gpu,offline]' -c constraints.txt \
+RUN pip install --no-cache-dir --editable '.[gpu]' -c constraints.txt \
     && mkdir --parents data runs \
     && chown gpt2:gpt2 . data runs
 

@@ -205,7 +205,8 @@ def finish(run: Run, state: TrainingState, log: RunLog, checkpoints: Checkpoints
         mend = f"make room in {folder}"
         raise UserError(f"stopped at step {state.step}, which could not be saved ({problem}); {mend}", False)
     if stopped:
-        log.note(state.step, "stopped", f"asked to by {stopped}; the same command goes on")
+        without = " without --log.overwrite" if run.log.overwrite else ""
+        log.note(state.step, "stopped", f"asked to by {stopped}; the same command{without} goes on")
     else:
         model = full_model(state.model)
         if checkpoints.processes.is_first:

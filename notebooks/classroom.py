@@ -53,17 +53,21 @@ def without_solutions(notebook: NotebookNode) -> NotebookNode:
 
 
 def main() -> None:
-    """Write the copies. Raises UserError if one is there already."""
+    """Write the copies. Raises UserError if one is there already, or if the folder can't be written."""
     out = tyro.cli(Options, description=__doc__).out.resolve()
     if out.parent != FOLDER.parent:
         raise UserError(f"--out {out} is not a folder in {FOLDER.parent}; the notebooks look for gpt2/ beside theirs")
     if there := sorted(out.glob("*.ipynb")):
         raise UserError(f"{there[0]} exists and may hold a student's work; give another folder with --out")
-    out.mkdir(exist_ok=True)
-    for folder in ("checks", "diagrams"):
-        shutil.copytree(FOLDER / folder, out / folder, dirs_exist_ok=True)
-    for path in find():
-        nbformat.write(without_solutions(read(path)), out / path.name)
+    try:
+        out.mkdir(exist_ok=True)
+        for folder in ("checks", "diagrams"):
+            shutil.copytree(FOLDER / folder, out / folder, dirs_exist_ok=True)
+        for path in find():
+            nbformat.write(without_solutions(read(path)), out / path.name)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"can't write to {out} ({reason}); name another folder with --out") from None
     print(f"{len(find())} notebooks in {out}")
 
 

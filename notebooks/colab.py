@@ -7,11 +7,15 @@ Each copy has one more cell, its first. Where the checkers can be imported, this
 the repository from GitHub and installs it. Packages that are there already stay, unless they are older than
 pyproject.toml allows. Colab's torch is among them: it is built for Colab's GPUs, and another one would be a download of
 gigabytes. All others get the versions of constraints.txt.
+
+The links of the copies are absolute, because Colab resolves no relative links. The copies lie on the branch `colab`.
 """
 
+import posixpath
 import re
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -20,12 +24,16 @@ import tyro
 from contents import FOLDER, find, read
 from nbformat import NotebookNode
 
+sys.path.insert(0, str(FOLDER.parent / "site"))
 sys.path.insert(0, str(FOLDER.parent))
+from book.links import Links, in_cells
+
 from gpt2.system.errors import UserError, run_command
 
 NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 CELL = """\
 # On Colab, this cell fetches and installs the repository. Where the repository is there, it does nothing.
+# 07, 12 and 13 show more on a GPU: choose one with "Change runtime type" before you run this cell.
 from importlib.util import find_spec
 
 if find_spec("checks") is None:
@@ -34,14 +42,15 @@ if find_spec("checks") is None:
     from pathlib import Path
 
     folder = Path("{name}").resolve()
-    if not folder.exists():
+    print("The installation takes about a minute.")
+    if not (folder / "constraints.txt").exists():
         source = ["--depth", "1", "--branch", "{branch}", "https://github.com/{repository}"]
         subprocess.run(["git", "clone", "--quiet", *source, str(folder)], check=True)
     there = {{re.sub("[-_.]+", "-", package.name).lower() for package in distributions()}}
     pins = (folder / "constraints.txt").read_text().splitlines()
     missing = Path(tempfile.mkdtemp()) / "constraints.txt"  # what is installed stays, such as the torch for this GPU
     missing.write_text("\\n".join(pin for pin in pins if pin.partition("==")[0] not in there))
-    install = [sys.executable, "-m", "pip", "install", "-q", "-e", f"{{folder}}[offline]", "-c", str(missing)]
+    install = [sys.executable, "-m", "pip", "install", "-q", "-e", str(folder), "-c", str(missing)]
     subprocess.run(install, check=True)
     os.chdir(folder / "notebooks")
     sys.path[:0] = [str(folder / "notebooks"), str(folder)]  # this process started before the installation
@@ -68,19 +77,44 @@ def with_installation(notebook: NotebookNode, repository: str, branch: str) -> N
     return notebook
 
 
+class AbsoluteLinks(Links):
+    """Links between notebooks lead to the copies on Colab, all others to files of a branch on GitHub."""
+
+    def __init__(self, repository: str, branch: str):
+        copies = f"https://colab.research.google.com/github/{repository}/blob/colab/"
+        super().__init__(FOLDER.parent, {f"notebooks/{path.name}": copies + path.name for path in find()}, repository)
+        self.branch = branch
+
+    def link(self, match: re.Match[str], home: str) -> str:
+        """One link, made absolute."""
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(home), match["target"]))
+        if not (self.root / path).exists():
+            return match[0]
+        target = self.pages.get(path) or f"https://github.com/{self.repository}/blob/{self.branch}/{path}"
+        return f"{match['image']}[{match['text']}]({target}{match['anchor'] or ''})"
+
+
+def require_repository(name: str, given: str) -> None:
+    """Raise UserError for a name that can't be a repository's on GitHub; `given` says how the user gave it."""
+    if not NAME.fullmatch(name):
+        raise UserError(f"{given} is not a repository on GitHub; give owner/name")
+
+
 def main() -> None:
     """Write the copies. Raises UserError for a name that can't be one on GitHub, and for the originals' folder."""
     options = tyro.cli(Options, description=__doc__)
-    if not NAME.fullmatch(options.repository):
-        raise UserError(f"--repository {options.repository} is not a repository on GitHub; give owner/name")
+    require_repository(options.repository, f"--repository {options.repository}")
     if not re.fullmatch(r"\w[\w./-]*", options.branch):
         raise UserError(f"--branch {options.branch} is not the name of a branch; give one such as main")
     out = options.out.resolve()
     if out == FOLDER:
         raise UserError(f"--out {options.out} holds the notebooks themselves; give another folder")
     out.mkdir(parents=True, exist_ok=True)
+    links = AbsoluteLinks(options.repository, options.branch)
     for path in find():
-        nbformat.write(with_installation(read(path), options.repository, options.branch), out / path.name)
+        notebook = with_installation(read(path), options.repository, options.branch)
+        in_cells(notebook, partial(links.rewrite, home=f"notebooks/{path.name}"))
+        nbformat.write(notebook, out / path.name)
     print(f"{len(find())} notebooks in {out}")
 
 

@@ -5,14 +5,19 @@ python notebooks/contents.py            writes the end of README.md, prerequisit
 
 import ast
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import diagrams
 import nbformat
+import tyro
 from diagrams.palette import COMMUNICATION, QUERY
 from diagrams.text import FURTHER
 from nbformat import NotebookNode
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from gpt2.system.errors import run_command
 
 FOLDER = Path(__file__).resolve().parent
 PACKAGE = FOLDER.parent / "gpt2"
@@ -227,10 +232,15 @@ def summary() -> str:
     return "\n\n".join(parts)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Write the end of README.md, prerequisites.svg, glossary.md and summary.md."""
     index = FOLDER / "README.md"
     before = index.read_text(encoding="utf-8").split("![")[0]
     index.write_text(before + paths() + "\n\n" + table() + "\n", encoding="utf-8")
     prerequisites().save(FOLDER / "prerequisites.svg")
     for name, text in (("glossary", glossary()), ("summary", summary())):
         (FOLDER / f"{name}.md").write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run_command(lambda: tyro.cli(main, description=__doc__))

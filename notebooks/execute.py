@@ -19,6 +19,7 @@ import math
 import platform
 import re
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ from PIL import Image
 
 sys.path.insert(0, str(FOLDER.parent))
 from gpt2.__main__ import COMMANDS
+from gpt2.system.errors import UserError, run_command
 
 ROOT = FOLDER.parent
 PYTHON = ".".join(platform.python_version_tuple()[:2])
@@ -174,13 +176,20 @@ class Options:
 
 
 def main() -> None:
-    """Execute the notebooks of the command line. If one fails, print its cell and error, with exit status 1."""
+    """Execute the notebooks of the command line. If one fails, print its cell and error, with exit status 1.
+
+    Raises UserError for a number that no notebook has, and for a folder that can't be written.
+    """
     options = tyro.cli(Options, description=__doc__)
     found = find(options.notebooks)
     if not found:
-        raise SystemExit(f"no notebook's name begins with {' or '.join(options.notebooks)}; give numbers such as 02")
+        raise UserError(f"no notebook's name begins with {' or '.join(options.notebooks)}; give numbers such as 02")
     folder = options.out or FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
+    try:  # before minutes are spent on what can't be written
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"can't write to {folder} ({error.strerror}); name another folder with --out") from None
     for path in found:
         if options.stale and not is_stale(read(path)):
             continue
@@ -196,4 +205,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

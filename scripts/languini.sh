@@ -21,10 +21,14 @@
 # --languini.tokens-per-second, which `gpt2 sweep languini-xl` measures. Languini trained in fp16 with 4 to 32 gradient
 # accumulation steps; here the precision and the micro-batch follow from the GPU.
 set -euo pipefail
-size=${1:?name a size: mini, tiny, small, medium, large or xl} hours=${2:?give the hours of the reference accelerator}
+refuse() { echo "error: $1" >&2; exit 2; }
+size=${1:-} hours=${2:-} books=${BOOKS:-}
+[[ " mini tiny small medium large xl " == *" $size "* ]] ||
+    refuse "the size is '$size'; name one as first word: mini, tiny, small, medium, large or xl"
+[[ $hours =~ ^[0-9.]+$ ]] || refuse "the hours are '$hours'; give the hours of the reference accelerator as second word"
+[[ $books ]] || refuse "no text to train on; name it before the command: BOOKS='books/*.txt'"
 shift 2
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
-books=${BOOKS:?name the text to train on: BOOKS="'books/*.txt'"}
 "$python" fineweb.py --source files --files "$books" --vocab-size 16384 --out data/books-16384
 exec bash scripts/train.sh "languini-$size" --languini.hours "$hours" --log.folder "runs/languini-$size-${hours}h" "$@"

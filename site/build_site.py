@@ -6,7 +6,6 @@ REPOSITORY=owner/name python site/build_site.py    with links to Colab, Binder a
 
 import importlib.util
 import os
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,12 @@ from pathlib import Path
 import tyro
 from book.sources import ROOT, collect
 
+sys.path.insert(0, str(ROOT / "notebooks"))
 sys.path.insert(0, str(ROOT))
 from gpt2.system.errors import UserError, run_command
 from gpt2.web.export import write_playground
 
 NEEDED = ("sphinx", "myst_nb", "sphinx_book_theme")
-NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -31,25 +30,26 @@ class Options:
 
 
 def main() -> None:
-    """Collect the pages and let Sphinx write them; every warning is an error. Raises UserError for a bad REPOSITORY."""
+    """Collect the pages and let Sphinx write them; every warning is an error. Raises UserError as `build`."""
     out = tyro.cli(Options, description=__doc__).out.resolve()
-    repository = os.environ.get("REPOSITORY", "")
-    if repository and not NAME.fullmatch(repository):
-        raise UserError(f"REPOSITORY={repository} is not a repository on GitHub; give owner/name")
-    status = build(out, repository)
+    status = build(out, os.environ.get("REPOSITORY", ""))
     if status:
         raise SystemExit(status)
     print(out / "index.html")
 
 
 def build(out: Path, repository: str = "") -> int:
-    """Build into the folder `out`. Returns Sphinx's exit status. Raises UserError where Sphinx is not installed."""
+    """Build into the folder `out`; return Sphinx's exit status. Raises UserError for a bad name, and without Sphinx."""
     if sys.version_info < (3, 11):
         raise UserError("the site needs Python 3.11 or newer; make clean, then make site PYTHON=python3.11")
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"{', '.join(missing)} can't be imported; run `make site`, or pip install -e '.[site]'")
+    from colab import require_repository  # needs nbformat, which comes with myst_nb
     from sphinx.cmd.build import build_main
+
+    if repository:
+        require_repository(repository, f"REPOSITORY={repository}")
 
     source, kept = out.parent / f".{out.name}-source", out.parent / f".{out.name}-doctrees"
     collect(source, repository)

@@ -1,7 +1,9 @@
 """What several tests share: text, shards, and commands that run as a person runs them, on forked processes."""
 
 import atexit
+import contextlib
 import functools
+import http.server
 import importlib.util
 import json
 import os
@@ -11,8 +13,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -230,6 +233,25 @@ def browser(tmp_path_factory):
     started.quit()
 
 
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address of a folder on a plain web server, as a hosting site serves it, for this machine alone."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments: object) -> None:
+            """Say nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+def until(browser, script: str, *arguments: object, seconds: float = 60) -> None:
+    """Wait until a script of the page says true."""
+    wait_for(lambda: browser.execute_script(script, *arguments), seconds)
+
+
 # texts whose contrast with what lies below them is under 4.5 (WCAG 2.2, AA)
 CONTRAST = """
     const canvas = new OffscreenCanvas(1, 1).getContext("2d", {willReadFrequently: true});
@@ -271,16 +293,19 @@ AXE = """
 
 
 def accessibility_faults(browser) -> list[str]:
-    """What makes a page hard to read or to use, in light or in dark: low contrast, and what axe-core finds."""
-    axe = importlib.util.find_spec("axe_playwright_python")  # which brings axe-core, and is not imported
-    if not (axe and axe.origin):
-        pytest.skip("axe-core is not installed; run: pip install --no-deps axe-playwright-python")
-    browser.execute_script(Path(axe.origin).with_name("axe.min.js").read_text(encoding="utf-8"))
+    """What makes a page hard to read or to use, in light or in dark: low contrast, and what axe-core finds.
+
+    axe-core comes with a package that is not imported: pip install --no-deps axe-playwright-python. Without it, the
+    contrast alone is measured.
+    """
+    axe = importlib.util.find_spec("axe_playwright_python")
+    if axe and axe.origin:
+        browser.execute_script(Path(axe.origin).with_name("axe.min.js").read_text(encoding="utf-8"))
     found = []
     for scheme in ("light", "dark"):
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-        faults = [*browser.execute_script(CONTRAST), *browser.execute_async_script(AXE)]
+        faults = browser.execute_script(CONTRAST) + (browser.execute_async_script(AXE) if axe else [])
         found += [f"{scheme}: {fault}" for fault in faults]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     return found

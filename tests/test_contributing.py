@@ -1,8 +1,10 @@
 """CONTRIBUTING.md is followed word by word in a copy of the repository; files for the hosting site name what exists."""
 
+import importlib
 import re
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import nbformat
@@ -12,6 +14,7 @@ import yaml
 from conftest import ROOT, Run
 
 from gpt2.data.shards import write_shard
+from gpt2.system.errors import UserError
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 COPIED = ("gpt2", "tests", "notebooks", "benchmarks", "train_gpt2.py", "fineweb.py", "pyproject.toml")
@@ -102,6 +105,54 @@ def test_a_new_lesson_is_executed_and_listed(sections, copy):
     assert "| [19 · Dropout](19_dropout.ipynb) | Dropout sets activations to zero" in index
     assert "**inverted dropout** ([19]" in (copy / "notebooks" / "glossary.md").read_text(encoding="utf-8").lower()
     assert "19 · Dropout" in (copy / "notebooks" / "summary.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("tool", "words", "says"),
+    [
+        ("execute", ["77"], "no notebook's name begins with 77"),
+        ("execute", ["--out", "FILE"], r"can't write to .*FILE \(File exists\); name another folder with --out"),
+        ("classroom", ["--out", "FILE"], r"can't write to .*FILE \(File exists\); name another folder with --out"),
+    ],
+)
+def test_a_tool_of_the_notebooks_refuses_a_mistake_in_one_sentence(tool, words, says, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "notebooks"))
+    module = importlib.import_module(tool)
+    monkeypatch.setattr(module, "FOLDER", tmp_path / "notebooks")  # beside which a class's folder has to lie
+    monkeypatch.setattr(module, "find", lambda prefixes=(): [] if prefixes else [Path("none.ipynb")])
+    (tmp_path / "FILE").touch()
+    monkeypatch.setattr(sys, "argv", [tool, *(str(tmp_path / "FILE") if word == "FILE" else word for word in words)])
+    with pytest.raises(UserError, match=says):
+        module.main()
+
+
+def test_the_index_is_written_only_by_a_command_line_without_flags(copy):
+    index = copy / "notebooks" / "glossary.md"
+    index.write_text("as it was")
+    for words, status in ((["--help"], 0), (["--nonsense"], 2)):
+        done = Run("notebooks/contents.py", *words, root=copy, preloaded=("torch",)).wait()
+        assert done.returncode == status and index.read_text() == "as it was"
+
+
+def test_the_room_in_the_drawings_is_as_said(monkeypatch):
+    """A box in the right margin, or beyond it, is one too many."""
+    monkeypatch.syspath_prepend(str(ROOT / "notebooks"))
+    text, palette = (importlib.import_module(f"diagrams.{name}") for name in ("text", "palette"))
+    right = palette.WIDTH - palette.MARGIN
+    assert "room for six lessons after 12" in TEXT and "starts another row of boxes" in TEXT
+    seven = {f"{number}": "a lesson" for number in range(13, 20)}
+    names = dict.fromkeys(text.PLACES, "a lesson") | seven
+    assert reach(text.prerequisites({key: [] for key in names}, names, {})) <= right
+    monkeypatch.setattr(text, "FURTHER", dict(list(seven.items())[:6]))
+    assert reach(text.pipeline()) <= right
+    monkeypatch.setattr(text, "FURTHER", seven)
+    assert reach(text.pipeline()) > right
+
+
+def reach(drawing) -> float:
+    """How far to the right the boxes of a drawing go."""
+    boxes = re.findall(r'<rect x="([\d.]+)" y="\S+" width="([\d.]+)" height="\S+" rx="(?:8|5)"', drawing.svg)
+    return max(float(x) + float(width) for x, width in boxes)
 
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))

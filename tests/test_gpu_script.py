@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -74,8 +75,19 @@ def test_the_table_and_the_json_have_the_same_numbers(repository):
         assert any(line.endswith(numbers) for line in lines)
 
 
+def test_the_guide_installs_what_the_script_needs():
+    guide = (ROOT / "scripts" / "cloud.md").read_text()
+    line = next(line for line in guide.splitlines() if line.startswith("uv sync"))
+    assert guide.index(line) < guide.index("bash benchmarks/gpu.sh")
+    extras = set(re.findall(r"--extra (\w+)", line))
+    assert {"gpu", "dev"} <= extras, "dev has pytest"
+    project = (ROOT / "pyproject.toml").read_text()
+    assert all(f"\n{extra} = [" in project for extra in extras)
+
+
 def test_what_cannot_run_is_refused_in_one_sentence(repository):
     bare = call(repository, "train", flags="-S -E")
     assert bare.returncode == 2 and bare.stderr.count("\n") == 1
     assert "python3 -m pip install torch numpy tyro" in bare.stderr
+    assert "pytest" not in bare.stderr and " pytest" in call(repository, "tests", flags="-S -E").stderr
     assert "can't read plot" in call(repository, "plot").stderr

@@ -338,8 +338,18 @@ def test_the_command_refuses_in_one_sentence(tmp_path):
     bad = tmp_path / "bad.jsonl"
     bad.write_text(json.dumps(GOOD) + "\n{}\n")
     with pytest.raises(UserError) as caught:
-        gpt2_command.main(["hellaswag", str(tmp_path), "--items", str(bad)])
+        gpt2_command.main(["hellaswag", "novels", "--items", str(bad)])
     assert str(caught.value) == f"{bad}, line 2 has no 'ctx'; every item needs ctx, endings and label"
+
+
+def test_the_model_is_looked_at_before_the_data_set(tmp_path, monkeypatch):
+    """The data set may take half a minute of retries, and the weights of a model gigabytes of memory."""
+    monkeypatch.setattr("gpt2.evaluation.hellaswag.load_items", None)  # a call would fail
+    with pytest.raises(UserError, match=f"{tmp_path} holds no model"):
+        gpt2_command.main(["hellaswag", str(tmp_path)])
+    monkeypatch.setattr("gpt2.evaluation.report.from_pretrained", None)
+    with pytest.raises(UserError, match="no val shards in"):
+        gpt2_command.main(["evaluate", "novels", "--shards", str(tmp_path)])
 
 
 def test_a_block_of_one_token_is_refused(items):

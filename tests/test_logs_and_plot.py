@@ -571,6 +571,17 @@ def test_a_refused_file_lists_the_logs_that_are_read(tmp_path):
         read_log(tmp_path / "log.txt")
 
 
+def test_a_picture_has_the_name_that_is_printed(tmp_path, monkeypatch):
+    """matplotlib adds .png to a name without an ending, also to that of a folder."""
+    monkeypatch.chdir(tmp_path)
+    make_log(tmp_path / "log.txt")
+    (tmp_path / "folder.png").mkdir()
+    for out, what in ((".", "is a folder"), ("folder.png", "is a folder"), ("picture", "has no ending")):
+        with pytest.raises(UserError, match=rf"^-o {out} {what}; name a .png, .svg or .pdf file$"):
+            gpt2.main(["plot", "log.txt", "-o", out])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.png", "log.txt"]
+
+
 def test_an_unwritable_picture_is_refused(tmp_path):
     make_log(tmp_path / "log.txt")
     for out in ("/proc/loss.png", str(tmp_path / "loss.nonsense")):

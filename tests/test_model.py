@@ -1,5 +1,6 @@
 """`gpt2/model.py` is GPT-2: the same numbers as `transformers`, the same files, the same counts."""
 
+import json
 import math
 import os
 
@@ -10,11 +11,13 @@ from torch.nn import functional as F
 
 from gpt2 import kernels
 from gpt2.config.run import Optim
-from gpt2.formats.build import named_config
+from gpt2.formats.build import build, named_config
 from gpt2.formats.huggingface import save_pretrained
 from gpt2.formats.load import from_pretrained
 from gpt2.kernels import chunked_cross_entropy, linear_cross_entropy
 from gpt2.model import GPT, GPTConfig
+from gpt2.modern.model import ModernConfig
+from gpt2.modern.parts import Parts
 from gpt2.optim.optimizer import parameter_groups
 from gpt2.system.errors import UserError
 
@@ -261,3 +264,31 @@ def test_unknown_names_and_impossible_sizes_are_refused(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match=r"has no model\.safetensors; give a folder that save_pretrained wrote"):
         from_pretrained(tmp_path)
+
+
+DAMAGES = ["{", "[]", "\xff", "n_head 5", "n_head null", "n_layer 2", "n_layer 4", "n_layer 3.5", "vocab_size 999"]
+DAMAGES += ['vocab_size "301"', "n_embd 0", 'model_type "gpt_oss"', "weights"]
+MODERN = ModernConfig(**vars(SMALL), parts=Parts(norm="rms"))
+CASES = [(config, damage) for config in (SMALL, MODERN) for damage in DAMAGES] + [(MODERN, 'parts {"norms": 1}')]
+
+
+@pytest.mark.parametrize(("config", "damage"), CASES, ids=lambda value: value if isinstance(value, str) else "")
+def test_a_damaged_model_folder_is_one_sentence_that_names_it_and_the_remedy(config, damage, tmp_path):
+    save_pretrained(build(config), tmp_path)
+    weights, text = tmp_path / "model.safetensors", tmp_path / "config.json"
+    key, _, value = damage.partition(" ")
+    if key == "weights":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif value:
+        more = {"num_hidden_layers": "two"} if key == "model_type" else {}
+        text.write_text(json.dumps(json.loads(text.read_text()) | more | {key: json.loads(value)}))
+    else:
+        text.write_text(key, encoding="latin-1")
+    with pytest.raises(UserError, match=rf"^{tmp_path}/[^\n]{{,300}}; write or fetch this folder again$"):
+        from_pretrained(tmp_path)
+
+
+def test_a_file_is_not_looked_for_on_the_hub(tmp_path):
+    (tmp_path / "model").write_text("")
+    with pytest.raises(UserError, match="model is a file; give a run folder"):
+        from_pretrained(tmp_path / "model")

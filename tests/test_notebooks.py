@@ -110,7 +110,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
 
 def test_a_wrong_number_is_refused(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["execute.py", "99"])
-    with pytest.raises(SystemExit, match="no notebook's name begins with 99"):
+    with pytest.raises(UserError, match="no notebook's name begins with 99"):
         execute.main()
 
 
@@ -159,6 +159,7 @@ NEEDS_NONE = {
     ),
     "opens other formats by name": (
         *("formats.huggingface.download", "formats.huggingface.read_config", "formats.huggingface.read_merges"),
+        "formats.huggingface.read_json",
         *("formats.load.is_pretrained", "formats.load.encoding_of", "formats.build.require_gpt2"),
         *("formats.load.pretrained_config", "formats.checkpoint.read_config", "formats.checkpoint.read_model"),
     ),
@@ -228,6 +229,16 @@ def test_the_glossary_and_the_summary_are_those_of_the_notebooks(monkeypatch):
     monkeypatch.setitem(contents.TERMS, "00", "id, flux capacitor")
     with pytest.raises(KeyError, match="does not introduce flux capacitor in bold"):
         contents.glossary()
+
+
+def test_every_entry_of_the_glossary_defines_its_term_by_itself():
+    entries = re.findall(r"^- \*\*.*$", (ROOT / "notebooks" / "glossary.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(entries) == len([term for terms in contents.TERMS.values() for term in terms.split(", ")])
+    for entry in entries:
+        term, sentence = re.fullmatch(r"- \*\*(.+?)\*\* \(\[\d\d\]\(.+?\)\): (.*)", entry).groups()
+        assert sentence.endswith("."), entry
+        assert len(sentence.split()) - len(term.split()) >= 6, entry
+        assert not re.match(r"(This|It|That|Its|Such|These|They)\b", sentence), entry
 
 
 def test_the_index_and_the_map_list_the_notebooks_as_they_are():

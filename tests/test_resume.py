@@ -134,12 +134,15 @@ def stop_torchrun_at(data: Path, folder: Path, steps: int, *flags: str) -> str:
 def test_a_run_that_is_asked_to_stop_saves_and_resumes_without_a_bump(
     data, short, tmp_path, number, processes, launcher
 ):
-    folder = tmp_path / "run"
+    folder, again = tmp_path / "run", "the same command goes on"
     if launcher == "torchrun":
         said = stop_torchrun_at(data, folder, 7, "--log.save-every", "0")
     else:
-        said = stop_at(data, folder, 7, "--log.save-every", "0", processes=processes, number=number)
-    assert re.search(r"stopped: asked to by (SIG\w+|another process)", said) and not (folder / "DONE").exists()
+        overwrite = ["--log.overwrite"] if number == signal.SIGINT else []  # which would begin anew
+        again = f"the same command{' without --log.overwrite' if overwrite else ''} goes on"
+        said = stop_at(data, folder, 7, "--log.save-every", "0", *overwrite, processes=processes, number=number)
+    assert re.search(rf"stopped: asked to by (SIG\w+|another process); {again}\n", said)
+    assert not (folder / "DONE").exists()
     assert len(list(folder.glob("step_*"))) == 1 and not (folder / "model").exists()
     train(data, folder, *HALFWAY, processes=2)
     if processes == 2:

@@ -1,4 +1,4 @@
-"""The scripts: started again until a run is resolve, true in what they say a run takes, and with flags that exist."""
+"""The scripts: started again until a run is complete, true in what they say a run takes, and with flags that exist."""
 
 import os
 import re
@@ -61,6 +61,9 @@ def test_the_loop_goes_on_after_everything_was_killed_and_ends_on_done(shards, t
     assert script.returncode == 0, said
     assert (folder / "DONE").exists() and said.count("# command") >= 2
     assert list(read_log(folder / "log.txt").step) == list(range(60))
+    again = loop(shards, folder, "--data.shards", "nowhere", TORCHRUN="false", PYTHON=sys.executable)
+    said, _ = again.communicate(timeout=60)
+    assert again.returncode == 0 and said.startswith(f"{folder} is complete") and said.count("\n") == 1, said
 
 
 def test_the_loop_ends_when_it_is_asked_to_or_gets_no_further(shards, tmp_path):
@@ -71,15 +74,46 @@ def test_the_loop_ends_when_it_is_asked_to_or_gets_no_further(shards, tmp_path):
     said, _ = script.communicate(timeout=60)
     assert script.returncode == 1 and "stopped: asked to by SIGTERM" in said and not (folder / "DONE").exists()
     broken = tmp_path / "broken"
-    broken.write_text("#!/bin/sh\necho an attempt\nexit 2\n")
+    broken.write_text("#!/bin/sh\necho an attempt\nexit 1\n")
     broken.chmod(0o755)
-    mistaken = loop(shards, tmp_path / "other", TORCHRUN=str(broken), PYTHON=sys.executable)
-    said, _ = mistaken.communicate(timeout=90)
-    assert mistaken.returncode == 1 and said.count("an attempt") == 3
+    script = loop(shards, tmp_path / "other", TORCHRUN=str(broken), PYTHON=sys.executable)
+    said, _ = script.communicate(timeout=90)
+    assert script.returncode == 1 and said.count("an attempt") == 3
+
+
+def test_a_mistake_that_the_trainer_names_ends_the_loop_at_once(shards, tmp_path):
+    (tmp_path / "log.txt").write_text("of another run\n")
+    script = loop(shards, tmp_path)
+    said, _ = script.communicate(timeout=90)
+    assert script.returncode == 2 and said.count("error: ") == said.count(f"{tmp_path} holds another run") == 1, said
+
+
+MISTAKES = {
+    "--data.shards nowhere": "no train shards in 'nowhere'",
+    "--log.overwrite": "--log.overwrite would train from step 0 after every restart; name another --log.folder",
+    "--resume never": "--resume never would train from step 0 after every restart",
+    "--schedule.steps 0": "--schedule.steps 0 is out of range",
+}
+
+
+@pytest.mark.parametrize("flags", MISTAKES)
+def test_a_mistake_is_refused_in_one_line_before_torchrun_starts(shards, tmp_path, flags):
+    script = loop(shards, tmp_path / "run", *flags.split(), TORCHRUN="false", PYTHON=sys.executable)
+    said, _ = script.communicate(timeout=60)
+    assert script.returncode == 2 and said.startswith(f"error: {MISTAKES[flags]}") and said.count("\n") == 1, said
+
+
+@pytest.mark.parametrize(("word", "status"), [("nonsense", 2), ("--help", 0)])
+def test_the_loop_answers_with_the_name_of_the_trainer(word, status):
+    environment = {**os.environ, "TORCHRUN": "false", "PYTHON": sys.executable}
+    done = subprocess.run(["bash", "scripts/train.sh", word], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == status and "train_gpt2.py" in done.stderr and "-c" not in done.stderr.split()
 
 
 def test_machines_that_meet_train_one_run(shards, tmp_path):
     """Two loops, each as on a machine of its own: one run of two processes, and both end on its marker."""
+    lost = loop(shards, tmp_path / "run", NODES="2", HEAD="")
+    assert lost.communicate(timeout=60)[0].endswith("give HEAD=node1\n") and lost.returncode == 2
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -193,7 +227,7 @@ def test_languini_classes_have_the_steps_of_their_table():
 def prepared(folder: Path, script: Path, *words: str, **variables: str) -> tuple[fineweb.Options, list[str]]:
     """What a script gives to fineweb.py and to torchrun, by stand-ins for both."""
     stand_ins = {
-        "python": f'if [[ $1 == -c ]]; then echo {folder}/run; else printf "%s\\n" "$@" > {folder}/python.txt; fi',
+        "python": f'[[ $1 == *read_run.py ]] && echo {folder}/run || printf "%s\\n" "$@" > {folder}/python.txt',
         "torchrun": f'mkdir {folder}/run; touch {folder}/run/DONE; printf "%s\\n" "$@" > {folder}/torchrun.txt',
     }
     for name, line in stand_ins.items():
@@ -221,8 +255,10 @@ def test_languini_takes_a_size_and_hours(tmp_path):
     assert trainer == words.split()
     run = PRESETS["languini-medium"][1]
     assert (str(data.out), data.vocab_size, data.files) == (run.data.shards, run.model.vocab_size, ("books/*.txt",))
-    refused = subprocess.run(["bash", LANGUINI, "small"], capture_output=True, text=True)
-    assert refused.returncode and "give the hours of the reference accelerator" in refused.stderr
+    mistakes = {"": "the size is ''", "huge 6": "'huge'", "small": "the hours are ''", "small 6": "BOOKS='books/*.txt'"}
+    for line, says in mistakes.items():
+        refused = subprocess.run(["bash", LANGUINI, *line.split()], capture_output=True, text=True)
+        assert refused.returncode == 2 and says in refused.stderr and refused.stderr.count("\n") == 1
 
 
 def test_the_readme_names_only_flags_that_exist():
@@ -236,6 +272,13 @@ def test_the_readme_names_only_flags_that_exist():
     named = set(re.findall(r"--[a-z]+\.[a-z0-9-]+", text))
     assert len(named) > 50 and {flag.replace(".no-", ".") for flag in named} <= leaves, named - leaves
     assert set(re.findall(r"`(\w[\w-]*\.(?:sh|sbatch))", text)) == {path.name for path in SCRIPTS}
+
+
+def test_both_pages_count_with_the_same_prices():
+    readme, cloud = (" ".join(path.read_text().split()) for path in (README, README.with_name("cloud.md")))
+    assert f"`gpt2 plan` counts US$ {Options('demo').price_per_gpu_hour} per GPU-hour" in readme
+    assert set(re.findall(r"US\$ (\d+) (?:per hour )?for", readme + cloud)) == {"14", "28"} and "€" not in cloud
+    assert set(re.findall(r"--price-per-gpu-hour ([\d.]+)", readme + cloud)) == {"1.75", "3.5"}  # 14 / 8, 28 / 8
 
 
 @pytest.mark.skipif("LLM_C" not in os.environ, reason="LLM_C names no clone of llm.c")

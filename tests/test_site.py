@@ -1,11 +1,9 @@
 """The site, built as `make site` builds it: pages, links, formulas, definitions, and how it behaves in a browser."""
 
 import functools
-import http.server
 import os
 import re
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,7 +13,7 @@ from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from conftest import ROOT, accessibility_faults
+from conftest import ROOT, accessibility_faults, served
 
 sys.path.insert(0, str(ROOT / "notebooks"))
 sys.path.insert(0, str(ROOT / "site"))
@@ -252,15 +250,8 @@ def test_a_repository_that_can_not_be_one_is_refused(monkeypatch):
 @pytest.fixture(scope="module")
 def address(site: Path) -> Iterator[str]:
     """The site on this machine alone, as a hosting site serves it."""
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *arguments: object) -> None:
-            """Say nothing."""
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(site)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/"
-    server.shutdown()
+    with served(site) as address:
+        yield address
 
 
 def resize(browser, width: int) -> None:
@@ -331,3 +322,31 @@ def test_the_search_finds_the_causal_mask(address, browser):
     while not any("02_attention" in one for one in browser.execute_script(results)):
         assert time.monotonic() < deadline, browser.execute_script(results)
         time.sleep(0.2)
+
+
+def test_a_first_tap_shows_a_definition_and_a_second_one_follows_the_link(address, browser):
+    from selenium.webdriver.common.actions.action_builder import ActionBuilder
+    from selenium.webdriver.common.actions.pointer_input import PointerInput
+
+    resize(browser, 390)
+    browser.get(f"{address}02_attention.html")
+    term = browser.find_element("css selector", ".bd-article .term")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", term)
+    for shows in (True, False):
+        actions = ActionBuilder(browser, mouse=PointerInput("touch", "finger"))
+        actions.pointer_action.move_to(term.find_element("css selector", "a")).pointer_down().pointer_up()
+        actions.perform()
+        time.sleep(0.3)
+        assert (browser.current_url == f"{address}02_attention.html") == shows
+        if shows:
+            assert term.find_element("css selector", ".definition").is_displayed()
+    assert "glossary.html#" in browser.current_url
+
+
+def test_a_formula_in_a_line_is_whole_and_a_fold_is_named_by_its_text(address, browser):
+    browser.get(f"{address}02_attention.html")
+    script = "return [...document.querySelectorAll('.bd-article span.math')].map(one => getComputedStyle(one).overflow)"
+    found = browser.execute_script(script)
+    assert found and set(found) == {"visible"}
+    script = "return [...document.querySelectorAll('summary')].map(one => [one.innerText.trim(), one.ariaLabel])"
+    assert all(bool(text) != bool(label) for text, label in browser.execute_script(script))

@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import itertools
 import random
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ from gpt2.data.tokenizer import (
     token_bytes,
 )
 from gpt2.formats.huggingface import read_merges, save_pretrained
-from gpt2.formats.load import encoding_of
+from gpt2.formats.load import encoding_of, from_pretrained, pretrained_config
 from gpt2.model import GPT, GPTConfig
 from gpt2.system.errors import UserError
 
@@ -214,3 +215,25 @@ def test_a_model_that_comes_with_another_tokenizer_is_refused_before_its_weights
             command.main(words)
     (folder / file).unlink()
     assert encoding_of(run) is get_encoding(259)  # without one of its own, it is said to be GPT-2's
+
+
+def test_the_weights_of_a_model_on_the_hub_are_fetched_only_to_be_read(tmp_path, monkeypatch):
+    """Configuration and tokenizer come first, so a model that will be refused costs no download of its weights."""
+    save_pretrained(GPT(GPTConfig(16, 259, 1, 1, 8)), tmp_path / "hub")
+    asked: list[list[str]] = []
+
+    def snapshot_download(repository: str, allow_patterns: list[str]) -> str:
+        """Copies the files that match, as the hub does."""
+        asked.append(sorted(allow_patterns))
+        (tmp_path / "cache").mkdir(exist_ok=True)
+        for path in (tmp_path / "hub").iterdir():
+            if path.name in allow_patterns:
+                shutil.copy(path, tmp_path / "cache")
+        return str(tmp_path / "cache")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    small = ["config.json", "merges.txt", "tokenizer.json"]
+    assert pretrained_config("owner/name").vocab_size == 259 and encoding_of("owner/name") is get_encoding(259)
+    assert asked == [small, small] and not (tmp_path / "cache" / "model.safetensors").exists()
+    assert from_pretrained("owner/name").config.vocab_size == 259
+    assert asked[2:] == [["config.json", "merges.txt", "model.safetensors", "tokenizer.json"]]

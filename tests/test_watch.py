@@ -4,6 +4,7 @@ import http.client
 import json
 import math
 import os
+import re
 import shutil
 import socket
 import statistics
@@ -99,6 +100,103 @@ def test_a_log_read_piece_by_piece_is_the_log_read_at_once(tmp_path, name):
     os.utime(path, (1, 1))  # its last line has no end, and is not written any more
     page.update()
     assert page.shows(path) and page.info["source"] == read_log(path).source
+
+
+BUFFERED = {
+    "log.txt": step_lines(0, 1000),
+    "build-nanogpt": "".join(
+        f"{i} val {9 - i / 250:.4f}\n" * (i % 250 == 0) + f"{i} train {10 - i / 200:.6f}\n" for i in range(1000)
+    ),
+    "nanoGPT": "".join(f"iter {i}: loss {10 - i / 200:.4f}, time {100 + i}.00ms, mfu 35.12%\n" for i in range(1000)),
+}
+
+
+@pytest.mark.parametrize("name", BUFFERED)
+def test_a_log_that_arrives_in_blocks_is_read_whole(tmp_path, name):
+    """A process that writes to a pipe or a file writes 8,192 bytes at a time, and waits in the middle of a line."""
+    path, text = tmp_path / "log.txt", BUFFERED[name]
+    page = Page(Watched([path]))
+    for start in range(0, len(text), 8192):
+        add(path, text[start : start + 8192])
+        os.utime(path, (1, start + 1))
+        page.update()
+    assert page.shows(path) and len(page.columns["step"]) == 1000 and page.info["event"] == ""
+
+
+@pytest.mark.parametrize("cut", [0, 1, 6], ids=["no end of the line", "no quotation mark", "half of the text"])
+@pytest.mark.parametrize("kind", ["sample", "skipped"])
+def test_a_last_line_without_an_end_counts_once_when_it_goes_on(tmp_path, kind, cut):
+    path = write_run(tmp_path / "run")
+    page = Page(Watched([path]))
+    line = f'step   20 | {kind}: "the newest"'
+    add(path, line[: len(line) - cut])
+    os.utime(path, (1, 1))
+    page.update()
+    assert len(page.entries) == 2 and "the" in page.entries[1]["text"]
+    add(path, f"{line[len(line) - cut :]}\n" + step_lines(20, 22))
+    for _ in range(2):
+        page.update()
+        text = "the newest" if kind == "sample" else '"the newest"'
+        assert page.entries[1:] == [{"step": 20, "kind": kind, "text": text}]
+        assert page.shows(path) and page.info["event"] == ""
+
+
+def test_a_last_line_without_an_end_may_disappear(tmp_path):
+    path = write_run(tmp_path / "run")
+    page = Page(Watched([path]))
+    size = path.stat().st_size
+    add(path, step_lines(20, 21).rstrip())
+    os.utime(path, (1, 1))
+    page.update()
+    assert page.columns["step"][-1] == 20
+    os.truncate(path, size)
+    page.update()
+    assert page.columns["step"][-1] == 19 and page.shows(path)
+
+
+def test_a_number_that_was_cut_off_is_read_again(tmp_path):
+    path = tmp_path / "log.txt"
+    path.write_text("validation loss: 10.9500\ntotal desired batch size: 524")
+    os.utime(path, (1, 1))
+    page = Page(Watched([path]))
+    page.update()
+    add(path, "288\n" + PEERS["build-nanogpt, printed"].split("0.2463\n")[1])
+    page.update()
+    assert page.info["batch_tokens"] == 524288
+
+
+def test_few_lines_of_a_file_that_is_no_log_are_kept(tmp_path):
+    path = tmp_path / "out.txt"
+    page = Page(Watched([path]))
+    for _ in range(3):
+        add(path, "epoch 1, batch 2\n" * 10_000)
+        page.update()
+    (log,) = page.watched.logs.values()
+    assert len(log.head) <= 200
+    for line in HEADER.splitlines(keepends=True):  # only the second one has a form of the project
+        add(path, line)
+        page.update()
+    add(path, step_lines(0, 3))
+    page.update()
+    assert page.shows(path) and page.info["vocab_size"] == 4096 and page.info["steps"] == 40
+
+
+@pytest.mark.parametrize("step", ["nan", "inf", "9" * 5000], ids=["nan", "inf", "5000 digits"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "step {} | loss: 5.0 | lr: 1e-4 | norm: 1.0 | dt: 1.00ms | tok/sec: 2048.00",
+        "step {} | val loss: 5.0000 | bits/byte: 2.0000",
+        "step {} | sample: text",
+    ],
+)
+def test_a_step_that_is_no_number_does_not_hide_the_lines_beside_it(tmp_path, form, step):
+    path = write_run(tmp_path / "run")
+    page = Page(Watched([path]))
+    page.update()
+    add(path, step_lines(20, 22) + form.format(step) + "\n" + step_lines(22, 24))
+    page.update()
+    assert page.columns["step"].tolist() == list(range(24)) and page.shows(path)
 
 
 def test_only_new_lines_are_sent(tmp_path):
@@ -218,6 +316,15 @@ def test_losses_that_are_not_numbers_do_not_stop_the_page(tmp_path):
     json.dumps(page.info, allow_nan=False)  # JavaScript reads no NaN
 
 
+def test_a_loss_that_was_not_logged_is_not_called_infinite(tmp_path):
+    path = tmp_path / "record.log"
+    path.write_text("".join(f"step:{i}/9 val_loss:{9 - i}.0000 train_time:{i}000ms step_avg:1ms\n" for i in range(3)))
+    watched = Watched([path], ["llmc-124m", "train-gpt-2"])
+    record, llmc, lecture = (info["last"] for info in watched.answer_runs({})["runs"])
+    assert record["val_loss"] == 7 and record["step"] == 1 and "loss" not in record
+    assert llmc["val_loss"] == 3.2722 and "loss" not in llmc and lecture["loss"] == 7.34128
+
+
 def test_runs_below_a_folder_are_found_when_they_begin(tmp_path):
     runs = tmp_path / "runs"
     watched = Watched([runs])
@@ -232,6 +339,17 @@ def test_runs_below_a_folder_are_found_when_they_begin(tmp_path):
     assert find_logs(runs / "demo") == [runs / "demo" / "log.txt"]
     assert find_logs(runs / "v0.2") == [runs / "v0.2" / "log.txt"]  # the name of a folder that does not exist yet
     assert find_logs(runs / "main.log") == [runs / "main.log"]
+
+
+def test_a_run_whose_name_is_not_utf8_is_drawn(tmp_path, monkeypatch, capsys):
+    path = write_run(Path(os.fsdecode(os.fsencode(tmp_path) + b"/run\xff")))
+    page = Page(Watched([tmp_path]))
+    page.update()
+    assert page.shows(path) and page.info["id"].isascii() and page.info["path"] == f"{tmp_path}/run\ufffd/log.txt"
+    path.unlink()
+    monkeypatch.setattr(ThreadingHTTPServer, "serve_forever", lambda server: (_ for _ in ()).throw(KeyboardInterrupt))
+    main(Options((path,), port=0))
+    assert "run\ufffd holds no log yet" in capsys.readouterr().out
 
 
 def test_names_are_what_tells_runs_apart(tmp_path, monkeypatch):
@@ -257,8 +375,9 @@ def test_published_runs_stand_beside_ours(tmp_path):
         (Options((ROOT / "pyproject.toml",)), "pyproject.toml holds no line of a log; give the log.txt of a run"),
         (Options(published=("gpt-5",)), "--with gpt-5 is not a published run; known: lecture"),
         (Options(port=70000), "--port 70000 is out of range"),
+        (Options((Path("x" * 300),)), "x can't be read (File name too long); give a run folder or a log"),
     ],
-    ids=["no log", "no such run", "no port"],
+    ids=["no log", "no such run", "no port", "long name"],
 )
 def test_mistakes_are_answered_by_a_sentence(options, message):
     with pytest.raises(UserError) as caught:
@@ -283,11 +402,11 @@ def test_only_watched_files_are_read(tmp_path):
     watched = Watched([write_run(tmp_path / "run")])
     watched.answer_runs({})
     with pytest.raises(UserError, match="is not a run that is watched"):
-        watched.answer_data({"run": "/etc/passwd"})
-    whole = watched.answer_data({"run": str(tmp_path / "run" / "log.txt")})
+        watched.answer_data({"run": os.fsencode("/etc/passwd").hex()})
+    run = os.fsencode(tmp_path / "run" / "log.txt").hex()
+    whole = watched.answer_data({"run": run})
     for since in ("", "-1,0,0,0", "a", "9"):
-        asked = {"run": str(tmp_path / "run" / "log.txt"), "generation": "1", "since": since}
-        assert watched.answer_data(asked) == whole
+        assert watched.answer_data({"run": run, "generation": "1", "since": since}) == whole
 
 
 @pytest.fixture(scope="module")
@@ -470,6 +589,115 @@ def test_charts_are_read_and_zoomed_with_keys_and_pointer(tmp_path, browser, ope
     browser.find_element("css selector", "[value=bits]").click()
     chart.send_keys(Keys.END)
     assert "2.4444" in browser.execute_script(readout)
+
+
+def test_a_zoom_is_spoken_and_its_end_gives_the_focus_to_a_chart(tmp_path, browser, opened):
+    opened(Watched([write_run(tmp_path / "run", steps=101)]))
+    chart, spoken = browser.find_element("css selector", ".overlay"), browser.find_element("id", "spoken")
+    browser.execute_script("arguments[0].focus()", chart)
+    chart.send_keys("+")
+    assert spoken.text == "step 25.25 to 75.75"
+    chart.send_keys("0")
+    assert spoken.text == "the whole run"
+    chart.send_keys("+")
+    browser.find_element("id", "whole").click()
+    assert browser.switch_to.active_element == chart
+
+
+def test_a_tap_shows_the_values(tmp_path, browser, opened):
+    opened(Watched([write_run(tmp_path / "run", steps=101)]))
+    box = browser.find_element("css selector", ".overlay").rect
+    point = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+    for kind, points in (("touchStart", [point]), ("touchEnd", [])):
+        browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    readout = browser.find_element("css selector", ".readout")
+    assert readout.is_displayed() and "training" in readout.text
+
+
+def test_a_chart_is_named_after_the_runs_in_it(tmp_path, browser, opened):
+    write_run(tmp_path / "run")
+    (tmp_path / "main.log").write_text("".join(f"s:{n} trl:{5 - n / 9:.4f}\n" for n in range(5)))
+    opened(Watched([tmp_path / "run", tmp_path / "main.log"]))
+    labels = browser.execute_script("return [...document.querySelectorAll('.overlay')].map((one) => one.ariaLabel)")
+    assert labels[:2] == ["Loss by step of run, main.log", "Learning rate by step of run"]
+    browser.find_element("css selector", "[value=hours]").click()
+    label = browser.find_element("css selector", ".overlay").get_attribute("aria-label")
+    assert label == "Loss by hours of training of run"
+
+
+def test_bits_per_byte_are_chosen_where_vocabularies_differ(tmp_path, browser, opened):
+    path = write_run(tmp_path / "one")
+    other = write_run(tmp_path / "other")
+    other.write_text(other.read_text().replace("4096", "2048"))
+    opened(Watched([path, other]))
+    assert browser.find_element("css selector", "[value=bits]").is_selected()
+    assert "bits per byte" in browser.find_element("css selector", "figcaption").text
+    browser.find_element("css selector", "#runs tbody tr:nth-child(2) input").click()
+    wait_for(lambda: browser.find_element("css selector", "[value=nats]").is_selected(), 10)
+
+
+def test_the_remaining_time_and_a_long_silence_are_said(tmp_path, browser, opened):
+    path = tmp_path / "log.txt"
+    path.write_text(HEADER + step_lines(0, 20, ms=60_000))
+    opened(Watched([path]))
+    assert "tokens/s, about 20 min left" in browser.find_element("id", "newest").text
+    assert browser.find_element("css selector", "#runs td.state").text == "training"
+    os.utime(path, (1, 1))
+    wait_for(lambda: "left" not in browser.find_element("id", "newest").text, 10)
+    assert re.fullmatch(r"quiet for \d{5} d \d+ h", browser.find_element("css selector", "#runs td.state").text)
+
+
+def test_a_run_that_diverged_says_so(tmp_path, browser, opened):
+    path = write_run(tmp_path / "run")
+    add(path, "step   20 | loss: nan | lr: 1.0000e-04 | norm: nan | dt: 100.00ms | tok/sec: 20480.00\n")
+    add(path, "step   21 | val loss: nan | bits/byte: nan\n")
+    opened(Watched([path], ["llmc-124m"]))
+    assert (
+        "step 20 of 40, loss not finite, validation loss not finite, 20,480"
+        in browser.find_element("id", "newest").text
+    )
+    rows = [row.text for row in browser.find_elements("css selector", "#runs tr")]
+    assert "Loss Validation" in rows[0].replace("\n", " ")
+    assert "training 20 not finite not finite" in rows[1] and "published 19,560 – 3.2722" in rows[2]
+
+
+def test_a_log_of_validations_alone_has_steps(tmp_path, browser, opened):
+    path = tmp_path / "log.txt"
+    path.write_text(HEADER + "step   40 | val loss: 5.5000 | bits/byte: 2.4444\n")
+    opened(Watched([path]))
+    assert browser.find_element("id", "newest").text.endswith(": step 40 of 40, validation loss 5.5000")
+    browser.find_element("css selector", "#runs input").click()
+    wait_for(lambda: browser.find_element("id", "newest").text == "No run is chosen.", 10)
+
+
+def test_a_run_with_any_name_is_drawn(tmp_path, browser, opened):
+    path = write_run(Path(os.fsdecode(os.fsencode(tmp_path) + b"/run\xff")))
+    opened(Watched([path]))
+    assert browser.execute_script(PIXELS, "--query") > 50
+    shown = browser.find_element("css selector", "#runs .name")
+    assert shown.text == "run\ufffd" and shown.get_attribute("title") == f"{tmp_path}/run\ufffd/log.txt"
+
+
+def test_only_a_server_that_does_not_answer_is_called_that(tmp_path, browser, opened):
+    path = write_run(tmp_path / "run")
+    opened(Watched([path]))
+    silence = "gpt2 watch does not answer"
+    problems = browser.find_element("id", "problems")
+    conditions = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+    browser.execute_cdp_cmd("Network.enable", {})
+    browser.execute_cdp_cmd("Network.emulateNetworkConditions", {"offline": True, **conditions})
+    wait_for(lambda: silence in problems.text, 10)
+    browser.execute_cdp_cmd("Network.emulateNetworkConditions", {"offline": False, **conditions})
+    wait_for(lambda: not problems.text, 10)
+    assert {entry["source"] for entry in browser.get_log("browser")} == {"network"}
+    browser.execute_script("document.getElementById('newest').id = 'renamed'")
+    errors = []
+    wait_for(lambda: errors.extend(browser.get_log("browser")) or len(errors) > 1, 10)  # the page goes on asking
+    assert all("TypeError" in error["message"] for error in errors) and silence not in problems.text
+    browser.execute_script("document.getElementById('renamed').id = 'newest'")
+    add(path, step_lines(20, 21))
+    wait_for(lambda: "step 20 of 40" in browser.execute_script(TEXT), 10)
+    browser.get_log("browser")
 
 
 @pytest.mark.alone

@@ -163,7 +163,7 @@ PRESETS: dict[str, tuple[str, Run]] = {
         ),
     ),
     "novels": (
-        "GPT-2, 6 layers, 320 wide, on 113 English novels: 60.3 M tokens, 3.5e15 FLOPs; 2.1 h on two CPU cores",
+        "GPT-2, 6 layers, 320 wide, on 107 English novels: 60.3 M tokens, 3.5e15 FLOPs; 2.1 h on two CPU cores",
         Run(
             model=Model(init="d6", vocab_size=4096, block_size=256, n_layer=6, n_head=5, n_embd=320),
             data=Data(shards="data/novels-4096", batch_tokens=16_384, seed=1),

@@ -15,7 +15,7 @@ from gpt2.data.loader import Sequences
 from gpt2.data.shards import find_shards
 from gpt2.data.tokenizer import get_encoding, token_bytes
 from gpt2.evaluation.validation import HeldOut, count_windows, measure
-from gpt2.formats.load import encoding_of, from_pretrained
+from gpt2.formats.load import encoding_of, from_pretrained, pretrained_config
 from gpt2.model import GPTConfig
 from gpt2.system.devices import choose_precision, set_matmul_precision
 from gpt2.system.errors import UserError
@@ -53,8 +53,8 @@ def main(options: Options) -> None:
 def report(options: Options, processes: Processes) -> None:
     """Measure the model, and print from the first process. Raises UserError if model or text can't be read."""
     run, encoding = recorded_run(options.model), encoding_of(options.model)
+    text = held_out_text(options, run, pretrained_config(options.model))
     model = from_pretrained(options.model).to(processes.device)
-    text = held_out_text(options, run, model.config)
     precision = choose_precision(processes.device, options.precision or (run or Run()).system.precision)
     set_matmul_precision(precision)
     found = measure(model, text, options.micro_batch, processes, precision, options.last_n)

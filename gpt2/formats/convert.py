@@ -53,12 +53,13 @@ class Options:
     dtype: Dtype = "fp32"
     """bf16 takes half the room; llm.c's CPU program reads fp32, its GPU program bf16. ONNX is always fp32."""
     overwrite: bool = False
-    """Write over what stands at OUT."""
+    """Replace OUT if it exists."""
 
 
 def main(options: Options) -> None:
     """Convert, and say what was written. Raises UserError for a model or a file that can't be."""
     name = choose_format(options)
+    _require_free(options.run, options.out)
     if not options.overwrite and _is_taken(options.out):
         raise UserError(f"{options.out} exists; name another place, or add --overwrite")
     size = pretrained_config(options.run).vocab_size
@@ -85,6 +86,16 @@ def choose_format(options: Options) -> str:
     if name != by_end:
         raise UserError(f"{out} ends like a file for {by_end}; name a folder, or leave --to {name} out")
     return name
+
+
+def _require_free(run: str, out: Path) -> None:
+    """Raise UserError where the new files would damage a run folder, or replace the model that is read."""
+    if (out / "log.txt").exists():
+        raise UserError(f"{out} is a run folder; name another place")
+    if out.name == "model" and all((out.parent / name).exists() for name in ("config.json", "log.txt")):
+        raise UserError(f"{out} is the model of a run; name another place")
+    if Path(run).exists() and out.resolve().is_relative_to(Path(run).resolve()):
+        raise UserError(f"{out} is part of {run}, which is read; name another place")
 
 
 def _is_taken(out: Path) -> bool:

@@ -5,7 +5,6 @@ Built in notebook 15.
 MXFP4 stores 32 numbers in 17 bytes: 4 bits each, and the power of two by which all of them are multiplied.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gpt2.formats.build import build_from_tensors
+from gpt2.formats.huggingface import REMEDY, read_json
 from gpt2.model import GPT
 from gpt2.modern.model import Modern, ModernConfig
 from gpt2.modern.parts import Parts
@@ -30,16 +30,18 @@ YARN = {"rope_type": "yarn", "beta_fast": 32.0, "beta_slow": 1.0, "truncate": Fa
 
 def is_gpt_oss(folder: Path) -> bool:
     """Whether a folder's config.json is one of gpt-oss."""
-    return json.loads((folder / "config.json").read_text()).get("model_type") == "gpt_oss"
+    return read_json(folder).get("model_type") == "gpt_oss"
 
 
 def read_config(folder: Path) -> ModernConfig:
     """The configuration of the model in a folder. Raises UserError where it is not gpt-oss's architecture."""
-    config = json.loads((folder / "config.json").read_text())
+    config = read_json(folder)
     try:
         return _config(folder, config)
     except KeyError as error:
         raise UserError(f"{folder}/config.json does not say {error}; give a folder of gpt-oss") from None
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{folder}/config.json describes no model ({error}); {REMEDY}") from None
 
 
 def _config(folder: Path, config: dict[str, Any]) -> ModernConfig:
@@ -89,11 +91,13 @@ def read_model(folder: Path) -> GPT | Modern:
             tensors = safe_open(file, "pt")
             where.update(dict.fromkeys(tensors.keys(), tensors))
         weights = _renamed(config, lambda name: where[name].get_tensor(name), where)
+        return build_from_tensors(config, weights, dtype=None)
     except SafetensorError as error:
         raise UserError(f"{folder} holds a damaged file ({error}); fetch it again") from None
     except KeyError as error:
         raise UserError(f"{folder} has no tensor {error}; fetch the missing files of the model") from None
-    return build_from_tensors(config, weights, dtype=None)
+    except RuntimeError:  # a tensor has another shape
+        raise UserError(f"{folder} holds other tensors than its config.json describes; {REMEDY}") from None
 
 
 def _renamed(config: ModernConfig, get: Callable[[str], Tensor], names: dict[str, Any]) -> dict[str, Tensor]:

@@ -30,7 +30,7 @@ def from_pretrained(name: str | Path) -> GPT | Modern:
     unfinished run are those of its newest intact checkpoint. Raises UserError where there is no model, or one of
     another architecture.
     """
-    reader, path = _reader_of(str(name))
+    reader, path = _reader_of(str(name), weights=True)
     return reader.read_model(path)
 
 
@@ -56,16 +56,21 @@ def encoding_of(name: str | Path) -> tiktoken.Encoding:
     return get_encoding(size)
 
 
-def _reader_of(name: str) -> tuple[ModuleType, Path]:
-    """The module that reads this model, and the path to read."""
+def _reader_of(name: str, weights: bool = False) -> tuple[ModuleType, Path]:
+    """The module that reads this model, and the path to read. From the hub it fetches weights only if asked to."""
     if name.endswith(".bin"):
         return llmc, Path(name)
+    if Path(name).is_file():
+        raise UserError(f"{name} is a file; give a run folder, a Hugging Face folder, or a .bin file of llm.c")
     if name == NOVELS.name and not (NOVELS / "model.safetensors").exists():
         raise UserError(
             f"the weights of {name} are not in this copy of the package; get them (git checkout -- gpt2/formats/novels)"
             ", train them (torchrun --standalone --nproc_per_node=2 train_gpt2.py novels), or name another model: gpt2"
         )
-    folder = NOVELS if name == NOVELS.name else Path(name) if Path(name).is_dir() else huggingface.download(name)
+    if name == NOVELS.name:
+        folder = NOVELS
+    else:
+        folder = Path(name) if Path(name).is_dir() else huggingface.download(name, weights)
     if (folder / "model" / "config.json").exists():  # a complete run
         return huggingface, folder / "model"
     if not (folder / "config.json").exists():

@@ -75,7 +75,7 @@ def _export(model: GPT | Modern) -> Any:
 
 
 class _AllExperts(nn.Module):
-    """A mixture of experts as ONNX can say it: every expert for every token, with a weight of 0 if it is not chosen."""
+    """A mixture of experts with operators that ONNX has: every expert for every token, with weight 0 if not chosen."""
 
     def __init__(self, experts: Experts):
         super().__init__()

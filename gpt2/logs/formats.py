@@ -10,9 +10,9 @@ import re
 
 OURS = "log.txt of train_gpt2.py"
 
-# project → the forms of its lines, as regular expressions in which `<loss>` stands for a number, and `<loss.4>` for
-# one of at least 4 decimals (so that a line that was cut off is not read). The projects' step lines may be alike, so
-# all lines are counted when a log is recognised.
+# project → the forms of its lines, as regular expressions. `<step>` stands for an integer of at most 15 digits.
+# `<loss>` stands for a number, and `<loss.4>` for one of at least 4 decimals, so that a line that was cut off is not
+# read. The step lines of two projects may be alike, so all lines are counted when a log is recognised.
 FORMATS = {
     OURS: [
         r"step +<step> \| loss: <loss> \| lr: <lr> \| norm: <norm> \| dt: <dt>ms \| tok/sec: <tok_per_sec.2>",
@@ -89,6 +89,8 @@ def rows_of(lines: list[str], source: str) -> tuple[dict[int, dict[str, float]],
 def _patterns(source: str) -> list[re.Pattern[str]]:
     def number(placeholder: re.Match[str]) -> str:
         name, decimals = placeholder.groups()
+        if name == "step":
+            return r"(?P<step>\d{1,15})"
         digits = rf"\d[\d,]*\.\d{{{decimals},}}" if decimals else r"\d[\d,]*(?:\.\d*)?(?:e[-+]?\d+)?"
         return rf"(?P<{name}>[-+]?(?:nan|inf|{digits}))"
 

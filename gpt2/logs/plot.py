@@ -208,6 +208,9 @@ def main(options: Options) -> None:
     """Draw the figure into a file. Raises UserError for a file that is no log, or that can't be written."""
     matplotlib.use("Agg")
     check_ranges(options)
+    if options.out.is_dir() or not options.out.suffix:
+        what = "is a folder" if options.out.is_dir() else "has no ending"
+        raise UserError(f"-o {options.out} {what}; name a .png, .svg or .pdf file")
     speed = options.tokens_per_second
     if speed and options.x == "tokens":
         raise UserError(f"--tokens-per-second {speed:g} makes x hours; leave --x tokens out")

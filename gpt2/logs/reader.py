@@ -48,7 +48,7 @@ class Log:
     @property
     def vocab_size(self) -> int | None:
         """The size of the vocabulary, if the log says it."""
-        match = re.search(r'"vocab_size": (\d+)', self.header.get("model", ""))
+        match = re.search(r'"vocab_size": (\d{1,15})', self.header.get("model", ""))
         return int(match[1]) if match else None
 
 

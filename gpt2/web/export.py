@@ -4,9 +4,10 @@
     weights.bin    little-endian: vectors and scales in fp32, then matrices (out, in), by default in int8
 
 `pages/model.js` and `pages/tokenizer.js` read both. Notebooks 01 to 04 build what they compute. The page computes in
-plain JavaScript: a runtime for ONNX weighs 14 MB, and shows no values in between.
+plain JavaScript: an ONNX runtime is a download of 14 MB, and returns no intermediate activations.
 """
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -24,11 +25,15 @@ from gpt2.formats.load import encoding_of, from_pretrained, pretrained_config
 from gpt2.formats.packed import PackedWeight
 from gpt2.model import GPT
 from gpt2.modern.model import Modern
+from gpt2.system.errors import UserError
 from gpt2.system.files import write_atomically
 from gpt2.web.server import PAGES
 
 # what the page consists of
-SCRIPTS = ("attention", "model", "panels", "playground", "sampling", "session", "tokenizer", "worker", "writer")
+SCRIPTS = (
+    *("attention", "model", "panels", "playground", "reader"),
+    *("sampling", "session", "tokenizer", "worker", "writer"),
+)
 FILES = ("playground.html", "page.css", "playground.css", *(f"{name}.js" for name in SCRIPTS))
 FOLDERS = ("model", "compare")  # of the model, and of a second one beside it
 
@@ -54,12 +59,17 @@ def export(run: str, weights: Literal["int8", "fp32"] = "int8") -> WebModel:
 
 
 def describe(model: GPT | Modern, name: str, weights: Literal["int8", "fp32"] = "int8") -> WebModel:
-    """A model with GPT-2's parts and a vocabulary of GPT-2's merges, as the page reads it."""
+    """A model with GPT-2's parts and a vocabulary of GPT-2's merges, as the page reads it.
+
+    Raises UserError for weights that are not finite.
+    """
     config = model.config
     tensors: dict[str, dict[str, Any]] = {}
     vectors, matrices = bytearray(), bytearray()
     for tensor_name, p in model.state_dict().items():
         tensor = p[: config.vocab_size] if tensor_name in PADDED else p
+        if not tensor.isfinite().all():
+            raise UserError(f"{name} has weights that are not finite, in {tensor_name}; give an earlier checkpoint")
         entry: dict[str, Any] = {"dtype": "fp32", "shape": list(tensor.shape), "offset": len(vectors)}
         if tensor.dim() == 2 and weights == "int8":
             packed = PackedWeight.pack(tensor)
@@ -71,15 +81,17 @@ def describe(model: GPT | Modern, name: str, weights: Literal["int8", "fp32"] = 
         tensors[tensor_name] = entry
     for entry in tensors.values():
         entry["offset"] += len(vectors) if entry["dtype"] == "int8" else 0
+    content = bytes(vectors + matrices)
     description = {
         "name": name,
+        "weights": f"weights.bin?{hashlib.sha256(content).hexdigest()[:16]}",  # no older file from a browser's cache
         "parameters": model.num_params(),
         "config": {key: value for key, value in asdict(config).items() if key != "parts"},
         "tokens": list(_tokens(config.vocab_size)),
-        "bytes": len(vectors) + len(matrices),
+        "bytes": len(content),
         "tensors": tensors,
     }
-    return WebModel(description, bytes(vectors + matrices))
+    return WebModel(description, content)
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -1,4 +1,4 @@
-"""A log that is followed while its run writes it: read whole once, and then only what is new."""
+"""Follows a growing log. The first read takes the whole file, and later reads take the new lines."""
 
 import json
 import re
@@ -15,18 +15,19 @@ import numpy as np
 from gpt2.logs.formats import COUNTS_DONE, OURS, recognise, rows_of
 from gpt2.logs.reader import Log, log_of_rows
 
-# table → its columns. The first one holds the steps, ascending; hours are spent in training steps before this one
+# table → its columns. The first one holds the steps in ascending order; hours are spent in the training steps before
 TABLES = {
     "training": ("step", "hours", "loss", "lr", "norm", "tok_per_sec"),
     "validation": ("val_step", "val_hours", "val_loss", "bits_per_byte"),
     "hellaswag": ("hellaswag_step", "hellaswag_hours", "hellaswag"),
 }
-NUMBERS = ("loss", "val loss", "hellaswag", "measured", "gpu", "norms")  # notes that other tables show, or none does
-NOTE = re.compile(r"step +(\d+) \| ([^:|]+): (.*)")
-DECIDED = 2_000  # lines after which it is certain which project a log is of
+NUMBERS = ("loss", "val loss", "hellaswag", "measured", "gpu", "norms")  # lines with numbers, which are not notes
+NOTE = re.compile(r"step +(\d{1,15}) \| ([^:|]+): (.*)")
+DECIDED = 2_000  # lines after which it is certain which project wrote a log
+KEPT = 200  # lines that are kept because a later line may give them a meaning
 OVERLAP = 50  # rows that are kept for the time per step
 FINGERPRINT = 1024  # the last bytes that were read; if they have changed, the file is read again
-CUT_OFF = 2.0  # seconds after which a line without an end is read as it is
+CUT_OFF = 2.0  # seconds after which a last line without an end is read for the time being
 
 Rows = dict[int, dict[str, float]]
 
@@ -39,13 +40,13 @@ class Curves:
 
     def restart(self) -> None:
         """Forget everything."""
-        self.generation = time.time_ns() // 1000  # another one after every restart, also of the server
+        self.generation = time.time_ns() // 1000  # differs after every restart, also of the server
         self.tables = {name: {column: array("d") for column in columns} for name, columns in TABLES.items()}
         self.seconds = array("d")  # at the end of each training step
         self.entries: list[dict[str, Any]] = []  # samples, and notes such as skipped steps
 
     def add(self, log: Log, first: int) -> None:
-        """Append the rows of `log` from step `first` on. Rows before it tell the time, and may be in the tables."""
+        """Append the rows of `log` from step `first` on. The rows before it are only used to add up the time."""
         known = log.step < first
         table = self.tables["training"]
         place = bisect_left(table["step"], first)
@@ -71,7 +72,7 @@ class Curves:
 
     @staticmethod
     def _replace(table: dict[str, array], rows: dict[str, np.ndarray]) -> None:
-        """Append rows; those that the table has of the same steps or later ones are replaced."""
+        """Append rows, which replace the rows of the same steps and of later ones."""
         steps = next(iter(rows))
         if len(rows[steps]):
             place = bisect_left(table[steps], rows[steps][0])
@@ -81,12 +82,12 @@ class Curves:
 
 
 class FollowedLog(Curves):
-    """The log at a path, of any project that `gpt2.logs.formats` knows, there already or not yet."""
+    """The log at a path, which may not exist yet, of any project that `gpt2.logs.formats` knows."""
 
     def __init__(self, path: Path):
         self.path, self.lock = path, threading.Lock()
         self.event = ""  # the last thing that happened to the file, as a sentence
-        self.problem = ""  # why it can't be read
+        self.problem = ""  # why the file can't be read
         self.was_there = False
         super().__init__()
 
@@ -94,18 +95,21 @@ class FollowedLog(Curves):
         """Forget everything that was read, to read it again."""
         super().restart()
         self.identity: tuple[int, ...] = ()
-        self.offset, self.fingerprint, self.unfinished = 0, b"", False
+        self.offset, self.fingerprint = 0, b""  # of the lines that have an end
+        self.early = b""  # the last line, if it was read without an end: it is read again when the file has changed
+        self.unfinished = False  # whether the last line waits for its end
         self.source: str | None = None
         self.header: dict[str, str] = {}
         self.batch_tokens = float("nan")
         self.vocab_size: int | None = None
-        self.head: list[str] = []  # the lines so far, while it is not certain which project they are of
+        self.head: list[str] = []  # the lines so far, while it is not certain which project wrote them
         self.certain, self.asked_at = False, 0
-        self.pending: list[str] = []  # lines that may speak of a step which a later line names
+        self.pending: list[str] = []  # lines about a step that a later line names
         self.recent: Rows = {}
+        self.lasting = 0  # entries of lines that have an end
 
     def refresh(self) -> None:
-        """Read what is new. A log that was cut back, emptied, replaced or deleted is no error: `event` names it."""
+        """Read the new lines. `event` says what happened to the file, and `problem` why it can't be read."""
         try:
             status = self.path.stat()
             identity = (status.st_ino, status.st_size, status.st_mtime_ns)
@@ -131,23 +135,28 @@ class FollowedLog(Curves):
         return max(0.0, time.time() - self.identity[2] / 1e9) if self.identity else 0.0
 
     def steps(self) -> int | None:
-        """How many steps the run is to have, if its log says it."""
-        match = re.search(r"([\d,]+) steps of", self.header.get("tokens", ""))
+        """The planned number of steps, if the log says it."""
+        match = re.search(r"(\d[\d,]{0,19}) steps of", self.header.get("tokens", ""))
         return int(match[1].replace(",", "")) if match else None
 
     def _read(self, file: BinaryIO, is_still: bool) -> None:
-        """Take the lines after those that were read; all lines, where what was read is no longer in the file."""
+        """Take the lines after those that were read. Take all lines if the file has other bytes in their place."""
         file.seek(self.offset - len(self.fingerprint))
-        if file.read(len(self.fingerprint)) != self.fingerprint:
-            return self._read_again(file, is_still)
+        is_same = file.read(len(self.fingerprint)) == self.fingerprint
         new = file.read()
-        # a line without an end is still being written, or belongs to a process that was killed
-        taken = new if is_still else new[: new.rfind(b"\n") + 1]
-        self.unfinished = len(taken) < len(new)
-        self.offset += len(taken)
-        self.fingerprint = (self.fingerprint + taken)[-FINGERPRINT:]
-        if taken and not self._take(_lines(taken)):
+        if not (is_same and new.startswith(self.early)):
+            return self._read_again(file, is_still)
+        end = new.rfind(b"\n") + 1
+        self.unfinished = end < len(new) and not is_still
+        if not end and not is_still:
+            return None
+        self.offset += end
+        self.fingerprint = (self.fingerprint + new[:end])[-FINGERPRINT:]
+        # a killed process never ends its last line, and a buffer may hold the rest of a line for minutes
+        self.early = new[end:] if is_still else b""
+        if not self._take(_lines(new[:end]), _lines(self.early)):
             self._read_again(file, is_still)
+        return None
 
     def _read_again(self, file: BinaryIO, is_still: bool) -> None:
         before = self.last_step()
@@ -164,19 +173,29 @@ class FollowedLog(Curves):
             self.event = f"{now}: the log was rewritten, and goes on at step {after:,}"
 
     def last_step(self) -> int | None:
-        """The newest step that the log speaks of; None if it speaks of none."""
+        """The newest step in the log; None if there is none."""
         return max(self.recent, default=None)
 
-    def _take(self, lines: list[str]) -> bool:
-        """Add what these lines say. False where they go back to an earlier step, so that all must be read again."""
+    def last(self) -> dict[str, float]:
+        """The newest number of every column, without the loss if the newest step was logged without one."""
+        numbers = super().last()
+        if "loss" not in self.recent.get(int(numbers.get("step", -1)), numbers):
+            numbers.pop("loss", None)
+        return numbers
+
+    def _take(self, lines: list[str], early: list[str]) -> bool:
+        """Add the numbers and notes of these lines. The line of `early` will be read again.
+
+        False if the lines go back to an earlier step, so that the whole file must be read again.
+        """
         lines = self._lines_of_project(lines)
         if self.source is None:
             return True
-        taken = self.pending + lines
-        rows, batch_tokens = rows_of(taken, self.source)
-        self._take_notes(lines)
-        self.pending = _without_step(taken, self.source)
-        if np.isnan(self.batch_tokens):
+        whole = self.pending + lines
+        rows, batch_tokens = rows_of(whole + early, self.source)
+        self._take_entries(lines, early)
+        self.pending = _without_step(whole, self.source)
+        if not np.isnan(batch_tokens):
             self.batch_tokens = batch_tokens
         if not rows:
             return True
@@ -192,7 +211,7 @@ class FollowedLog(Curves):
         return True
 
     def _lines_of_project(self, lines: list[str]) -> list[str]:
-        """The lines to take once it is known which project they are of: all so far, where the first ones misled."""
+        """These lines. All lines so far, where another project turns out to have written them."""
         if self.certain:
             return lines
         self.head += lines
@@ -201,11 +220,21 @@ class FollowedLog(Curves):
             source = recognise(self.head[:DECIDED]) or recognise(lines)
             if source not in (None, self.source):
                 Curves.restart(self)
-                self.source, self.pending, self.recent = source, [], {}
+                self.source, self.pending, self.recent, self.lasting = source, [], {}, 0
                 lines = self.head
-        if self.source and len(self.head) >= DECIDED:
+        if self.source is None:
+            self.head = self.head[-KEPT:]
+        elif len(self.head) >= DECIDED:
             self.certain, self.head = True, []
         return lines
+
+    def _take_entries(self, lines: list[str], early: list[str]) -> None:
+        if len(self.entries) > self.lasting:
+            del self.entries[self.lasting :]
+            self.generation += 1  # the page holds what was deleted
+        self._take_notes(lines)
+        self.lasting = len(self.entries)
+        self._take_notes(early)
 
     def _take_notes(self, lines: list[str]) -> None:
         if self.source != OURS:
@@ -230,11 +259,11 @@ def _hours(at: np.ndarray, steps: np.ndarray, seconds: np.ndarray) -> np.ndarray
 
 
 def _without_step(lines: list[str], source: str) -> list[str]:
-    """The lines after the last one that names a step, at most 200."""
-    for i in range(len(lines) - 1, max(-1, len(lines) - 201), -1):
+    """The lines after the last one that names a step, at most `KEPT`."""
+    for i in range(len(lines) - 1, max(-1, len(lines) - KEPT - 1), -1):
         if rows_of([lines[i]], source)[0]:
             return lines[i + 1 :]
-    return lines[-200:]
+    return lines[-KEPT:]
 
 
 def _sample_text(text: str) -> str:

@@ -1,6 +1,7 @@
 """`gpt2 playground`: a page on which a model runs in the browser, and shows what happens inside it."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -52,5 +53,5 @@ def make_answers(runs: list[str], weights: Literal["int8", "fp32"] = "int8") -> 
     answers: dict[str, Answer] = {"playground.json": lambda _: settings(len(runs))}
     for folder, run in zip(FOLDERS, runs, strict=False):
         for name, content in export(run, weights).files().items():
-            answers[f"{folder}/{name}"] = lambda _, content=content: content  # type: ignore[misc]
+            answers[f"{folder}/{name}"] = partial(lambda content, _: content, content)
     return answers

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import mimetypes
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -10,11 +9,13 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 from gpt2.system.errors import UserError
 
 ADDRESS = "127.0.0.1"  # other machines can't connect
+KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}  # Windows' registry may say others
+POLICY = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'"
 PAGES = Path(__file__).resolve().parent / "pages"
 
 # the parameters of a request, after its "?" → what is sent: bytes, or anything that JSON can hold
@@ -60,14 +61,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Send an answer or a page: 403 for another host's name, 404 for what is not there."""
-        # a page of another site could reach this server through a name of its own; it would say so here
-        if self.headers.get("Host", "").rsplit(":", 1)[0] not in (ADDRESS, "localhost"):
+        # DNS rebinding: the domain of another site may resolve to 127.0.0.1, and the Host header then names that domain
+        if self.headers.get("Host", "").lower().rsplit(":", 1)[0] not in (ADDRESS, "localhost"):
             return self._send(HTTPStatus.FORBIDDEN, "text/plain", b"only http://127.0.0.1")
-        parts = urlsplit(self.path)
-        path = unquote(parts.path).lstrip("/") or self.page
+        path, _, query = self.path.partition("?")
+        path = unquote(path).lstrip("/") or self.page
         if path in self.answers:
             try:
-                found = self.answers[path](dict(parse_qsl(parts.query)))
+                found = self.answers[path](dict(parse_qsl(query)))
             except (UserError, OSError) as error:
                 return self._send(HTTPStatus.NOT_FOUND, "text/plain", str(error).encode(errors="replace"))
             if isinstance(found, bytes):
@@ -76,18 +77,15 @@ class _Handler(BaseHTTPRequestHandler):
         file = PAGES / path
         if path not in os.listdir(PAGES):  # there are no folders in it, so a path leads nowhere else
             return self._send(HTTPStatus.NOT_FOUND, "text/plain", b"there is no such page")
-        kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
-        return self._send(HTTPStatus.OK, kind, file.read_bytes())
+        return self._send(HTTPStatus.OK, KINDS[file.suffix], file.read_bytes())
 
     def _send(self, status: HTTPStatus, kind: str, content: bytes) -> None:
-        text = kind.startswith("text/") or kind.endswith(("javascript", "json"))
+        text = kind.startswith("text/") or kind == "application/json"
         self.send_response(status)
         self.send_header("Content-Type", f"{kind}; charset=utf-8" if text else kind)
         self.send_header("Content-Length", str(len(content)))
         self.send_header("Cache-Control", "no-store")
-        self.send_header(
-            "Content-Security-Policy", "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'"
-        )
+        self.send_header("Content-Security-Policy", POLICY)
         self.end_headers()
         self.wfile.write(content)
 

@@ -1,6 +1,7 @@
 """`gpt2 watch`: a page that shows the logs of runs while they are written."""
 
 import json
+import os
 import struct
 import threading
 import time
@@ -59,7 +60,7 @@ def main(options: Options) -> None:
 
 
 def check_log(log: FollowedLog) -> None:
-    """Raise UserError for a file that holds something else than a log. An empty file may become one."""
+    """Raise UserError for a file that is not a log. An empty file may become one."""
     is_known = len(log.recent) > 1 or "tokens" in log.header or (log.source is not None and log.age() < SOON)
     if not is_known and log.path.is_file() and log.path.stat().st_size:
         read_log(log.path)
@@ -75,27 +76,27 @@ class Watched:
         self.published = {f"published:{name}": PublishedRun(name) for name in published}
 
     def answers(self) -> dict[str, Answer]:
-        """The paths at which the page asks."""
+        """The paths that the page requests, with their answers."""
         return {"watch/runs": self.answer_runs, "watch/data": self.answer_data}
 
     def answer_runs(self, _: dict[str, str]) -> dict[str, Any]:
-        """What is known of every run, without its curves. Reads what is new in all logs."""
+        """The state of every run, without its curves. Reads the new lines of all logs."""
         with self.lock:
             logs = self._look_for_runs()
         runs = []
         for (key, log), name in zip(logs.items(), short_names([log.path for log in logs.values()]), strict=True):
             with log.lock:
                 log.refresh()
-                runs.append({"id": key, "name": name, **describe(log)})
+                runs.append({"id": key, "name": readable(name), "path": readable(str(log.path)), **describe(log)})
         for key, run in self.published.items():
-            runs.append({"id": key, "name": run.log.name, **run.describe()})
+            runs.append({"id": key, "name": run.log.name, "path": run.log.name, **run.describe()})
         return {"runs": runs, "x": self.x}
 
     def answer_data(self, parameters: dict[str, str]) -> bytes:
-        """The curves of `run` after the rows that the page has: those of `generation`, `since` counts per table.
+        """The curves of `run` after the rows that the page has. `since` counts those rows per table.
 
-        The page has all curves but for the newest rows if `generation` is still that of the run. Otherwise everything
-        is sent. Raises UserError for a run that is not watched.
+        All rows are sent if the rows of the page are of another `generation` than those of the run.
+        Raises UserError for a run that is not watched.
         """
         curves = self.logs.get(parameters.get("run", "")) or self.published.get(parameters.get("run", ""))
         if curves is None:
@@ -110,10 +111,10 @@ class Watched:
         return encode(curves, generation, since)
 
     def _look_for_runs(self) -> dict[str, FollowedLog]:
-        """The logs, with those that have appeared. One that has disappeared stays, if something was read of it."""
+        """The logs, including new ones. A deleted log stays if something was read from it."""
         if time.monotonic() - self.looked_at > LOOK_AGAIN or not self.logs:
             self.looked_at = time.monotonic()
-            found = {str(log): log for path in self.runs for log in find_logs(path)}
+            found = {os.fsencode(log).hex(): log for path in self.runs for log in find_logs(path)}
             kept = {key: log for key, log in self.logs.items() if key in found or log.was_there}
             self.logs = kept | {key: FollowedLog(path) for key, path in found.items() if key not in kept}
         return self.logs
@@ -127,6 +128,10 @@ class PublishedRun(Curves):
         self.log: Log = published_log(name)
         self.add(self.log, 0)
 
+    def last(self) -> dict[str, float]:
+        """The newest number of every column that was published."""
+        return {name: number for name, number in super().last().items() if np.isfinite(number)}
+
     def describe(self) -> dict[str, Any]:
         """The same as `describe` of a log."""
         said = f"{self.log.header['source']}, {self.log.header['date']}"
@@ -134,16 +139,22 @@ class PublishedRun(Curves):
 
 
 def find_logs(path: Path) -> list[Path]:
-    """The log at `path`: a file, or a run folder's log.txt. For a folder of runs, the logs one or two levels below."""
-    if path.is_file() or (not path.exists() and path.suffix in FILES):
-        return [path]
-    own = path / "log.txt"
-    below = [] if own.exists() else sorted([*path.glob("*/log.txt"), *path.glob("*/*/log.txt")])
+    """The log at `path`: a file, or a run folder's log.txt. For a folder of runs, the logs one or two levels below.
+
+    Raises UserError for a path that can't be looked up.
+    """
+    try:
+        if path.is_file() or (not path.exists() and path.suffix in FILES):
+            return [path]
+        own = path / "log.txt"
+        below = [] if own.exists() else sorted([*path.glob("*/log.txt"), *path.glob("*/*/log.txt")])
+    except OSError as error:
+        raise UserError(f"{path} can't be read ({error.strerror}); give a run folder or a log") from None
     return below or [own]
 
 
 def short_names(paths: list[Path]) -> list[str]:
-    """The run folder of each log, or its file, with as many of the folders above it as tell the logs apart."""
+    """The name of each log's run folder or file, with as many parent folders as are needed to tell the logs apart."""
     wholes = [path.absolute() for path in paths]
     wholes = [path.parent if path.name == "log.txt" and path.parent != Path.cwd() else path for path in wholes]
     names = []
@@ -155,6 +166,11 @@ def short_names(paths: list[Path]) -> list[str]:
         )
         names.append("/".join(parts[-count:]))
     return names
+
+
+def readable(text: str) -> str:
+    """The text, with � in place of the bytes of a file name that are not UTF-8."""
+    return os.fsencode(text).decode(errors="replace")
 
 
 def describe(log: FollowedLog) -> dict[str, Any]:
@@ -169,7 +185,7 @@ def describe(log: FollowedLog) -> dict[str, Any]:
     return _description(log, log.batch_tokens, log.vocab_size) | {
         "state": state,
         "event": log.event,
-        "problem": log.problem,
+        "problem": readable(log.problem),
         "age": log.age(),
         "steps": log.steps(),
         "source": log.source,

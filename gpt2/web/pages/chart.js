@@ -1,10 +1,10 @@
-// A chart of long curves on a canvas. However many points a curve has, as many are drawn as there are pixels.
+// A chart of long curves on a canvas. The time to draw one depends on its width in pixels more than on its length.
 
 import { lowerBound } from "./column.js";
 
 const LEFT = 58, RIGHT = 14, TOP = 8, BOTTOM = 26;
 const MARK = 4; // radius of a point, with its line
-const MOST_POINTS = 80; // of a curve are marked; more would hide it
+const MOST_POINTS = 80; // with marks; a curve of more points is drawn without them
 const MINUS = "\u2212";
 
 // Round numbers between two others: 1, 2 or 5 times a power of ten apart, at most about `count`.
@@ -41,8 +41,8 @@ export function plainNumber(number) {
 
 // curves: [{ name, colour, dash, x: Column, y: Column, scale: of x, unit: of y, mean: window or 0, points, isBackground }]
 export class Chart {
-  // `canvas` shows the curves, and `overlay`, which lies upon it, the cursor. `changed` is told {zoom} or {at, told}.
-  // `skipsStart`: the heights are those of what comes after the beginning.
+  // `canvas` shows the curves. `overlay` lies on top of it and shows the cursor. `changed` receives {zoom} or {at},
+  // with `told` if a screen reader is to hear it. `skipsStart`: the vertical axis is fitted to the curves after their start.
   constructor({ canvas, overlay, changed, log = false, fromZero = false, skipsStart = false, formatY = plainNumber }) {
     Object.assign(this, { canvas, overlay, changed, log, fromZero, skipsStart, formatY });
     this.curves = [];
@@ -95,7 +95,7 @@ export class Chart {
     }
   }
 
-  // What the curves say nearest to x: [{ curve, x, y }]. Curves that end far before x, or begin far after it, are left out.
+  // The points nearest to x: [{ curve, x, y }]. Curves that end far before x, or begin far after it, are left out.
   read(x) {
     const found = [];
     for (const curve of this.curves) {
@@ -110,7 +110,7 @@ export class Chart {
     return found;
   }
 
-  // From the first point to the last one, of the curves that are not only there for comparison.
+  // The range from the first point to the last one of all curves that are not in the background.
   #whole() {
     const own = this.curves.filter((curve) => !curve.isBackground);
     const lows = [], highs = [];
@@ -154,7 +154,7 @@ export class Chart {
   // The lowest and the highest value to show: of all means and points, and of most of the single values.
   #findHeights(drawn) {
     let low = Infinity, high = -Infinity;
-    // the fall at the very beginning of a run would press all the rest flat
+    // the steep fall at the beginning of a run would flatten the rest
     this.isCut = this.skipsStart && !this.zoom && drawn.some(({ bins }) => bins.length > 100);
     const start = LEFT + (this.isCut ? this.width / 50 : -1);
     for (const { curve, bins } of drawn) {
@@ -258,7 +258,7 @@ export class Chart {
       const left = inside(event.offsetX);
       this.drag = { from: left, to: left, moved: false };
       this.overlay.setPointerCapture(event.pointerId);
-      this.changed({ at: value(left), told: false }); // a finger points without moving first
+      this.changed({ at: value(left), told: false }); // a finger touches the chart without a move before
     });
     on("pointermove", (event) => {
       const left = inside(event.offsetX);

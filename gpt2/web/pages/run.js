@@ -1,11 +1,11 @@
-// A run as the page holds it: its columns, which grow, and how they look.
+// A run on the page: its columns, which grow, and the style of its curves.
 
 import { Column } from "./column.js";
 
 const COLOURS = ["--query", "--key", "--value", "--gradient", "--communication", "--residual", "--ink"];
 const DASHES = [[], [7, 3], [2, 3]];
 const BORDERS = ["solid", "dashed", "dotted"];
-const MEAN_OF = 50; // the running mean is over this part of a run
+const MEAN_OF = 50; // the running mean covers a fiftieth of the run
 const KEPT = 200; // samples and notes
 
 export class Run {
@@ -15,7 +15,7 @@ export class Run {
     Object.assign(this, { generation: 0, counts: [0, 0, 0, 0], columns: {}, entries: [], shown: true });
   }
 
-  // Whether the server has more than this page.
+  // Whether the server has rows that the page lacks.
   lacks() {
     return this.generation !== this.info.generation || `${this.counts}` !== `${this.info.counts}`;
   }
@@ -41,7 +41,7 @@ export class Run {
     this.bitsPerNat = this.#bitsPerNat();
   }
 
-  // How to draw the column `y` against steps, tokens or hours; null where the log does not say that.
+  // How to draw the column `y` against steps, tokens or hours; null if the log does not contain them.
   curve(y, axis, options = {}) {
     const prefix = { val_loss: "val_", hellaswag: "hellaswag_" }[y] ?? "";
     const x = this.columns[prefix + (axis === "hours" ? "hours" : "step")];
@@ -53,7 +53,7 @@ export class Run {
     return { run: this, name: info.name, colour, dash: options.dash ?? dash, x, y: this.columns[y], scale, unit: 1, mean, points };
   }
 
-  // 1 nat per token in bits per byte, the median of the validations; null where the log does not say it.
+  // 1 nat per token in bits per byte, the median of the validations; null if the log has no bits per byte.
   #bitsPerNat() {
     const { val_loss: nats, bits_per_byte: bits } = this.columns;
     const ratios = Array.from({ length: nats?.n ?? 0 }, (_, i) => bits.values[i] / nats.values[i]);
@@ -71,7 +71,7 @@ export class Run {
   }
 }
 
-// whether any of the numbers is finite: one of the last, usually
+// Whether any number is finite. The search starts at the end, where it usually succeeds at once.
 function has(column) {
   for (let i = (column?.n ?? 0) - 1; i >= 0; i--) if (Number.isFinite(column.values[i])) return true;
   return false;

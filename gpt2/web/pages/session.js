@@ -17,21 +17,20 @@ export class Session {
   }
 }
 
-/** What was computed of a text: attention weights and norms of the residual stream. */
+/** What was computed at every position of a text: attention weights, and norms of the residual stream. */
 export class Trace {
-  constructor({ T, attention, norms }, { n_layer, n_head }) {
-    Object.assign(this, { T, attention, norms, n_layer, n_head });
+  constructor(positions, { n_head }) {
+    Object.assign(this, { positions, n_head, T: positions.length });
   }
 
   /** The weights (t + 1) with which the query at position t sees positions 0 … t. */
   weights(t, layer, head) {
-    const before = (this.n_layer * this.n_head * t * (t + 1)) / 2;
-    const first = before + (layer * this.n_head + head) * (t + 1);
-    return this.attention.subarray(first, first + t + 1);
+    const first = (layer * this.n_head + head) * (t + 1);
+    return this.positions[t].attention.subarray(first, first + t + 1);
   }
 
   /** The norm of the residual stream (n_layer + 1) of a position: before the first layer, and after each. */
   streamNorms(t) {
-    return this.norms.subarray(t * (this.n_layer + 1), (t + 1) * (this.n_layer + 1));
+    return this.positions[t].norms;
   }
 }

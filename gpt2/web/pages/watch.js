@@ -1,8 +1,8 @@
-// The page of `gpt2 watch`: asks for what is new in the logs, and shows it.
+// The page of `gpt2 watch`, which asks for the new lines of the logs and shows them.
 
 import { Chart, plainNumber, shortCount } from "./chart.js";
 import { Run } from "./run.js";
-import { remaining, showNotes, showRuns, showSamples } from "./watch_lists.js";
+import { element, isSaid, newestStep, numberOf, remaining, showNotes, showRuns, showSamples } from "./watch_lists.js";
 
 const EVERY = 1000, HIDDEN_EVERY = 10_000, SPOKEN_EVERY = 15_000; // ms
 const SHOWN_AT_FIRST = 8; // runs, the ones written to most recently
@@ -18,7 +18,6 @@ const PANELS = [
 const runs = new Map();
 const controls = document.getElementById("controls");
 const view = { x: "step", y: "nats", chosen: false, log: false, full: false, zoom: null, at: null };
-const element = (name, properties = {}) => Object.assign(document.createElement(name), properties);
 const shownRuns = () => [...runs.values()].filter((run) => run.shown && run.info);
 
 for (const panel of PANELS) {
@@ -78,7 +77,7 @@ function nearest(found, x) {
 function curvesOf({ name, smooth, points }) {
   const curves = [];
   for (const run of shownRuns()) {
-    if (name === "tok_per_sec" && run.info.state === "published") continue; // of another machine
+    if (name === "tok_per_sec" && run.info.state === "published") continue; // measured on another machine
     const unit = name === "loss" && view.y === "bits" ? run.bitsPerNat : 1;
     if (!unit) continue;
     const kinds = name === "loss" ? [["loss", "training", { smooth: true }], ["val_loss", "validation", { points: true, dash: [4, 4] }]]
@@ -168,25 +167,33 @@ function freeNumber() {
   return number;
 }
 
+// The bytes that the server sends; null if it does not answer, or if the run has just gone.
+async function ask(address) {
+  try {
+    const answer = await fetch(address);
+    return answer.ok ? await answer.arrayBuffer() : null;
+  } catch {
+    showSentences("problems", ["gpt2 watch does not answer. Start it again, and this page goes on."]);
+    return null;
+  }
+}
+
 async function fetchCurves() {
   const lacking = shownRuns().filter((run) => run.lacks());
-  const answers = await Promise.all(
-    lacking.map(async (run) => {
-      const answer = await fetch(run.address());
-      return answer.ok ? answer.arrayBuffer() : null; // null: the run has just gone
-    }),
-  );
+  const answers = await Promise.all(lacking.map((run) => ask(run.address())));
   return lacking.map((run, i) => [run, answers[i]]).filter(([, buffer]) => buffer);
 }
 
-// one at a time, whoever asks
+// Only one update runs at a time.
 function update() {
   update.running ??= askAndShow().finally(() => (update.running = null));
   return update.running;
 }
 
 async function askAndShow() {
-  takeInfo(await (await fetch("watch/runs")).json());
+  const info = await ask("watch/runs");
+  if (!info) return;
+  takeInfo(JSON.parse(new TextDecoder().decode(info)));
   const answers = await fetchCurves();
   const start = performance.now();
   for (const [run, buffer] of answers) run.take(buffer);
@@ -197,7 +204,7 @@ async function askAndShow() {
 
 function show(isNew) {
   chooseUnit();
-  showRuns(runs, () => update().then(() => show(true)).catch(lost));
+  showRuns(runs, () => update().then(() => show(true)));
   showNewest();
   if (!isNew) return;
   drawCharts();
@@ -205,7 +212,7 @@ function show(isNew) {
   showNotes(shownRuns());
 }
 
-// bits per byte at first where vocabularies differ and all logs say them
+// Until the reader chooses, the unit is bits per byte where vocabularies differ and all logs have it.
 function chooseUnit() {
   const shown = shownRuns().filter((run) => run.counts[0] || run.counts[1]);
   const sizes = new Set(shown.map((run) => run.info.vocab_size).filter(Boolean));
@@ -213,18 +220,19 @@ function chooseUnit() {
 }
 
 function showNewest() {
-  const growing = shownRuns().filter((run) => run.info.last.step !== undefined && run.info.state !== "published");
-  const run = growing.sort((a, b) => a.info.age - b.info.age)[0];
+  const hasSteps = ({ info }) => newestStep(info) !== undefined && info.state !== "published";
+  const run = shownRuns().filter(hasSteps).sort((a, b) => a.info.age - b.info.age)[0];
   if (!run) {
-    const hasSteps = [...runs.values()].some(({ info }) => info.last.step !== undefined && info.state !== "published");
-    document.getElementById("newest").textContent = hasSteps ? "No run is chosen." : "No step has been logged yet.";
+    const isHidden = [...runs.values()].some(hasSteps);
+    document.getElementById("newest").textContent = isHidden ? "No run is chosen." : "No step has been logged yet.";
     return;
   }
-  const { name, last, steps } = run.info;
-  const parts = [`step ${last.step.toLocaleString("en")}${steps ? ` of ${steps.toLocaleString("en")}` : ""}`];
-  if (last.loss != null) parts.push(`loss ${last.loss.toFixed(4)}`);
-  if (last.val_loss != null) parts.push(`validation loss ${last.val_loss.toFixed(4)}`);
-  if (last.tok_per_sec != null) parts.push(`${Math.round(last.tok_per_sec).toLocaleString("en")} tokens/s`);
+  const { name, steps } = run.info;
+  const number = (column) => numberOf(run.info, column);
+  const parts = [`step ${number("step")}${steps ? ` of ${steps.toLocaleString("en")}` : ""}`];
+  if (isSaid(run.info, "loss")) parts.push(`loss ${number("loss")}`);
+  if (isSaid(run.info, "val_loss")) parts.push(`validation loss ${number("val_loss")}`);
+  if (isSaid(run.info, "tok_per_sec")) parts.push(`${number("tok_per_sec")} tokens/s`);
   const left = remaining(run.info);
   const text = `${name}: ${parts.join(", ")}${left ? `, about ${left} left` : ""}`;
   document.getElementById("newest").textContent = text;
@@ -236,13 +244,8 @@ function showNewest() {
   }
 }
 
-function lost() {
-  showSentences("problems", ["gpt2 watch does not answer. Start it again, and this page goes on."]);
-}
-
-async function follow() {
-  await update().catch(lost);
-  setTimeout(follow, document.hidden ? HIDDEN_EVERY : EVERY);
+function follow() {
+  return update().finally(() => setTimeout(follow, document.hidden ? HIDDEN_EVERY : EVERY));
 }
 
 controls.addEventListener("change", ({ target }) => {
@@ -254,9 +257,9 @@ controls.addEventListener("change", ({ target }) => {
 controls.addEventListener("submit", (event) => event.preventDefault());
 document.getElementById("whole").addEventListener("click", () => {
   changeView({ zoom: null }, PANELS[0]);
-  PANELS[0].overlay.focus(); // the button is gone
+  PANELS[0].overlay.focus(); // the button is hidden now
 });
-document.addEventListener("visibilitychange", () => document.hidden || update().catch(lost));
+document.addEventListener("visibilitychange", () => document.hidden || update());
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawCharts);
 new ResizeObserver(drawCharts).observe(document.getElementById("charts"));
 follow();

@@ -12,10 +12,11 @@ const COLUMNS = {
   tok_per_sec: ["Tokens/s", (n) => Math.round(n).toLocaleString("en")],
   hellaswag: ["HellaSwag", (n) => n.toFixed(4)],
 };
-const QUIET = 60; // seconds without a line, and ten times a usual step, after which a run is said to be quiet
+const LOSSES = ["loss", "val_loss"];
+const QUIET = 60; // a run is quiet after this many seconds without a line, or after ten mean steps if they take longer
 const MORE_SAMPLES = 6, NOTES = 30;
 
-const element = (name, properties = {}, ...children) => {
+export const element = (name, properties = {}, ...children) => {
   const made = Object.assign(document.createElement(name), properties);
   made.append(...children);
   return made;
@@ -38,7 +39,7 @@ function isQuiet(info) {
   return info.age > Math.max(QUIET, 10 * (secondsPerStep(info) || 0));
 }
 
-// How long the run still takes at its mean speed; nothing where it does not run, or its log does not say its length.
+// The remaining time at the mean speed; empty if the run is not training, or its log does not say its length.
 export function remaining(info) {
   const seconds = (info.steps - 1 - info.last.step) * secondsPerStep(info);
   return info.state === "there" && !isQuiet(info) && info.steps && seconds > 0 ? duration(seconds) : "";
@@ -54,7 +55,7 @@ function stateOf(info) {
 export function showRuns(runs, toggled) {
   const table = document.getElementById("runs"), [head, body] = [table.tHead, table.tBodies[0]];
   const infos = [...runs.values()].map((run) => run.info);
-  const columns = Object.keys(COLUMNS).filter((name) => name === "step" || infos.some((info) => info.last[name] != null));
+  const columns = Object.keys(COLUMNS).filter((name) => name === "step" || infos.some((info) => isSaid(info, name)));
   const shape = JSON.stringify([columns, infos.map((info) => [info.id, info.name])]);
   if (table.dataset.shape !== shape) {
     table.dataset.shape = shape;
@@ -76,16 +77,26 @@ function rowOf(run, columns, toggled) {
     run.shown = box.checked;
     toggled();
   });
-  const name = element("span", { className: "name", textContent: run.info.name, title: run.id });
+  const name = element("span", { className: "name", textContent: run.info.name, title: run.info.path });
   const cells = Array.from({ length: columns + 1 }, (_, i) => element("td", { className: i ? "" : "state" }));
   const head = element("th", { scope: "row" }, element("label", {}, box, run.swatch(), name));
   return element("tr", {}, head, ...cells);
 }
 
-function numberOf({ last }, name) {
-  const value = last[name] ?? (name === "step" ? last.val_step : undefined);
-  if (value === null && name === "loss") return "not finite";
-  return value == null ? "–" : COLUMNS[name][1](value);
+// The newest step; undefined if there is none.
+export function newestStep({ last }) {
+  return last.step ?? last.val_step;
+}
+
+// Whether the log has values in this column. The server sends null for a loss that is NaN or infinite.
+export function isSaid({ last }, name) {
+  return last[name] != null || (LOSSES.includes(name) && last[name] === null);
+}
+
+export function numberOf(info, name) {
+  const value = name === "step" ? newestStep(info) : info.last[name];
+  if (value == null) return isSaid(info, name) ? "not finite" : "–";
+  return COLUMNS[name][1](value);
 }
 
 function put(cell, text) {
@@ -115,7 +126,7 @@ export function showSamples(runs) {
   texts.replaceChildren(...articles);
 }
 
-// What else the logs say, such as skipped steps, and what happened to their files; the newest first.
+// Other notes in the logs, such as skipped steps, and what happened to the files; the newest first.
 export function showNotes(runs) {
   const events = runs.filter((run) => run.info.event).map((run) => `${run.info.name}: ${run.info.event}`);
   const notes = entriesOf(runs, (entry) => entry.kind !== "sample")
@@ -125,7 +136,7 @@ export function showNotes(runs) {
   section.querySelector("ul").replaceChildren(...all.map((text) => element("li", { textContent: text })));
 }
 
-// Those of the newest step of every run come first, then those of the step before it, and so on.
+// The wanted entries: those of the newest step of each run, then those of the step before, and so on.
 function entriesOf(runs, wanted) {
   const found = [...runs].sort((a, b) => a.info.age - b.info.age).flatMap((run) => {
     const entries = run.entries.filter(wanted);

@@ -4,14 +4,15 @@ import { buildModel, softmax } from "./model.js";
 import { generator, order, probabilities, sampleToken } from "./sampling.js";
 
 const LENS = 5; // tokens per layer of the logit lens
+const NOT_FINITE = "it computes numbers that are not finite";
 const PAUSE = 40; // ms between two looks for messages
 
 let model; // a GPT
-let context; // what it has read of the text: tokens, key-value cache, and what was computed at each position
+let context; // what it has read of the text: tokens, key-value cache, and the residual stream at each position
 let written; // the same of what it writes, and the token that it has chosen but not read yet
-const newest = { inspect: 0, generate: 0, look: 0 }; // numbers of the jobs: a newer one ends the older one of its kind
+const newest = { inspect: 0, generate: 0, predict: 0 }; // numbers of the jobs: a newer one ends the older one of its kind
 
-const jobs = { load, inspect, look, generate, stop };
+const jobs = { load, inspect, predict, generate, stop };
 self.onmessage = async ({ data: { kind, ...options } }) => {
   try {
     await jobs[kind](options);
@@ -33,7 +34,7 @@ function begin(kind) {
 /** Fetch the description and the weights of a model. */
 async function load({ folder }) {
   const description = await (await get(`${folder}model.json`)).json();
-  const reader = (await get(`${folder}weights.bin`)).body.getReader();
+  const reader = (await get(`${folder}${description.weights}`)).body.getReader();
   const bytes = new Uint8Array(description.bytes);
   let filled = 0;
   for (let part = await reader.read(); !part.done; part = await reader.read()) {
@@ -55,14 +56,17 @@ async function get(address) {
   return answer;
 }
 
-const emptyContext = () => ({ tokens: [], cache: model.newCache(), positions: [], chosen: null });
+// The page has what was computed at the first `sent` positions. What it lacks is `unsent`; null: it asks for none.
+const emptyContext = () => ({ tokens: [], cache: model.newCache(), streams: [], chosen: null, sent: 0, unsent: [] });
 
 /** Make a context that of these tokens. What both have in common is kept. → whether it was ended. */
 async function read(context, tokens, ended) {
   let same = 0;
   while (same < Math.min(tokens.length, context.tokens.length) && tokens[same] === context.tokens[same]) same++;
   context.cache.rewind(same);
-  context.tokens.length = context.positions.length = same;
+  context.tokens.length = context.streams.length = same;
+  context.sent = Math.min(same, context.sent);
+  if (context.unsent) context.unsent.length = Math.min(same - context.sent, context.unsent.length);
   for (let pause = performance.now() + PAUSE; same < tokens.length; same++) {
     extend(context, tokens[same]);
     if (performance.now() > pause) {
@@ -76,46 +80,54 @@ async function read(context, tokens, ended) {
 }
 
 function extend(context, token) {
-  context.positions.push(model.forward(token, context.cache));
+  const { stream, attention } = model.forward(token, context.cache);
   context.tokens.push(token);
+  context.streams.push(stream);
+  context.unsent?.push({ attention: joined(attention), norms: Float32Array.from(stream, norm) });
 }
 
-/** Read tokens, and send what the page draws of every position. */
+/** The attention weights of one position: (layer, head, S). */
+function joined(layers) {
+  const [{ length }] = layers, all = new Float32Array(layers.length * length);
+  for (const [layer, weights] of layers.entries()) all.set(weights, layer * length);
+  return all;
+}
+
+const norm = (x) => Math.sqrt(x.reduce((sum, value) => sum + value * value, 0));
+
+/** Read tokens, and send what the page draws of every position that it does not have yet. */
 async function inspect({ tokens, id }) {
   if (await read(context, tokens, begin("inspect"))) return;
-  const { n_layer, n_head } = model.config, T = tokens.length;
-  const attention = new Float32Array((n_layer * n_head * T * (T + 1)) / 2); // position by position: (layer, head, S)
-  const norms = new Float32Array(T * (n_layer + 1)); // (position, depth)
-  let filled = 0;
-  for (const [t, position] of context.positions.slice(0, T).entries()) {
-    for (const weights of position.attention) {
-      attention.set(weights, filled);
-      filled += weights.length;
-    }
-    norms.set(position.stream.map((x) => Math.sqrt(x.reduce((sum, value) => sum + value * value, 0))), t * (n_layer + 1));
-  }
-  self.postMessage({ kind: "trace", id, T, attention, norms }, [attention.buffer, norms.buffer]);
+  const { sent: from, unsent: positions } = context;
+  Object.assign(context, { sent: tokens.length, unsent: [] });
+  if (!positions.every(({ norms }) => norms.every(Number.isFinite))) throw new Error(NOT_FINITE);
+  self.postMessage({ kind: "trace", id, from, positions }, positions.map(({ attention }) => attention.buffer));
 }
 
 /** What the model says after a position: the logits, and the likeliest tokens by ln_f and the head after each layer. */
-async function look({ position, id }) {
-  const ended = begin("look");
+async function predict({ position, id }) {
+  const ended = begin("predict");
   await messages(); // of several that wait, only the newest is answered
   if (ended()) return;
-  const at = context.positions[position];
-  if (!at) return; // of a text that is no longer there
+  const stream = context.streams[position];
+  if (!stream) return; // of a text that is no longer there
   let logits;
-  const lens = at.stream.map((x) => {
+  const lens = stream.map((x) => {
     logits = model.logits(x);
     const p = softmax(Float64Array.from(logits));
     return Array.from(order(p).subarray(0, LENS), (token) => ({ token, probability: p[token] }));
   });
-  self.postMessage({ kind: "look", id, position, logits, lens });
+  self.postMessage({ kind: "prediction", id, position, logits, lens });
 }
 
 /** Continue a text, and say why it ended. */
 async function generate({ id, ...options }) {
-  self.postMessage({ kind: "finished", id, reason: await write(id, options, begin("generate")) });
+  let reason = "failed";
+  try {
+    reason = await write(id, options, begin("generate"));
+  } finally {
+    self.postMessage({ kind: "finished", id, reason });
+  }
 }
 
 /**
@@ -125,7 +137,8 @@ async function generate({ id, ...options }) {
  */
 async function write(id, { tokens, count, rule, seed }, ended) {
   if (tokens) {
-    written = { ...context, tokens: [...context.tokens], positions: [...context.positions], cache: context.cache.fork() };
+    const { cache, streams } = context;
+    written = { ...context, tokens: [...context.tokens], streams: [...streams], cache: cache.fork(), unsent: null };
     if (await read(written, tokens, ended)) return "stopped";
   }
   const random = generator(seed), started = performance.now();
@@ -133,7 +146,8 @@ async function write(id, { tokens, count, rule, seed }, ended) {
   for (let made = 1; made <= count; made++) {
     const restarted = written.chosen !== null && written.cache.position === model.config.block_size;
     if (restarted ? await restart(ended) : take()) return "stopped";
-    const logits = model.logits(written.positions.at(-1).stream.at(-1));
+    const logits = model.logits(written.streams.at(-1).at(-1));
+    if (logits.some(Number.isNaN)) throw new Error(NOT_FINITE);
     const token = (written.chosen = sampleToken(probabilities(logits, rule), random));
     const seconds = (performance.now() - started) / 1000;
     self.postMessage({ kind: "token", id, token, made, seconds, bytes: written.cache.bytes, restarted });
@@ -155,7 +169,7 @@ function take() {
 
 /** Read the later half of a full context and the token that was chosen last, afresh. → whether it was ended. */
 async function restart(ended) {
-  const half = Math.max(1, Math.floor(model.config.block_size / 2)), next = emptyContext();
+  const half = Math.max(1, Math.floor(model.config.block_size / 2)), next = { ...emptyContext(), unsent: null };
   if (await read(next, [...written.tokens, written.chosen].slice(-half), ended)) return true;
   written = next;
   return false;

@@ -20,7 +20,7 @@ export class Writer {
     return this.made.textContent;
   }
 
-  /** Forget what was written. What the model still says of it is not heard. */
+  /** Forget what was written. Later messages about it are ignored. */
   clear() {
     this.id++;
     this.busy = false;
