@@ -52,7 +52,8 @@ function ready() {
 
 /** A model could not be loaded, or has computed nonsense. The page goes on with the other one, if there is one. */
 function failed(reader, problem) {
-  byId("problems").append(make("p", { class: "note" }, problem));
+  const said = [...byId("problems").children].some((each) => each.textContent === problem);
+  if (!said) byId("problems").append(make("p", { class: "note" }, problem));
   for (const panel of panels) panel.removeAttribute("aria-busy");
   showStatus("");
   if (reader.description) return;
