@@ -108,7 +108,7 @@ def compressed(shards: Path) -> dict[str, float]:
     """Bits per byte of gzip, bz2 and xz on the held-out text that the runs are validated on."""
     encoding = get_encoding(2048)
     tokens = np.concatenate([shard.map() for shard in find_shards(str(shards), "val", 2048)])
-    scored = tokens[: PRESETS["demo"][1].eval.tokens].tolist()
+    scored = tokens[1 : PRESETS["demo"][1].eval.tokens + 1].tolist()  # the targets
     return compressed_bits_per_byte(
         b"".join(encoding.decode_tokens_bytes([t for t in scored if t != encoding.eot_token]))
     )

@@ -281,7 +281,7 @@ def main(options: Options) -> None:
 
 def report(options: Options, processes: Processes) -> None:
     """Score the model, and print one line from the first process. Raises UserError if model or items can't be read."""
-    encoding_of(options.model)  # first, because it takes no time: refuses no model, and one of another tokenizer
+    encoding_of(options.model)  # a missing model, or one of another tokenizer, is refused before anything is fetched
     items = load_items(options.items, options.limit)
     model = from_pretrained(options.model).to(processes.device)
     precision = choose_precision(processes.device, options.precision)
