@@ -101,7 +101,7 @@ def require_repository(name: str, given: str) -> None:
 
 
 def main() -> None:
-    """Write the copies. Raises UserError for a name that can't be one on GitHub, and for the originals' folder."""
+    """Write the copies. Raises UserError for a name that can't be one on GitHub, and for a folder that won't do."""
     options = tyro.cli(Options, description=__doc__)
     require_repository(options.repository, f"--repository {options.repository}")
     if not re.fullmatch(r"\w[\w./-]*", options.branch):
@@ -109,7 +109,10 @@ def main() -> None:
     out = options.out.resolve()
     if out == FOLDER:
         raise UserError(f"--out {options.out} holds the notebooks themselves; give another folder")
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"can't write to --out {options.out} ({error.strerror}); give another folder") from None
     links = AbsoluteLinks(options.repository, options.branch)
     for path in find():
         notebook = with_installation(read(path), options.repository, options.branch)

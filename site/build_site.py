@@ -39,7 +39,10 @@ def main() -> None:
 
 
 def build(out: Path, repository: str = "") -> int:
-    """Build into the folder `out`; return Sphinx's exit status. Raises UserError for a bad name, and without Sphinx."""
+    """Build into the folder `out`, and return Sphinx's exit status.
+
+    Raises UserError for a name that can't be one on GitHub, for a folder that can't be written, and without Sphinx.
+    """
     if sys.version_info < (3, 11):
         raise UserError("the site needs Python 3.11 or newer; make clean, then make site PYTHON=python3.11")
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
@@ -52,8 +55,11 @@ def build(out: Path, repository: str = "") -> int:
         require_repository(repository, f"REPOSITORY={repository}")
 
     source, kept = out.parent / f".{out.name}-source", out.parent / f".{out.name}-doctrees"
-    collect(source, repository)
-    write_playground(out, ["novels"], lessons="./")
+    try:
+        collect(source, repository)
+        write_playground(out, ["novels"], lessons="./")
+    except OSError as error:
+        raise UserError(f"can't write to --out {out} ({error.strerror}); name another folder") from None
     words = ["--fail-on-warning", "--keep-going", "--quiet", "--jobs=auto", f"--define=book_repository={repository}"]
     folders = ["--doctree-dir", kept, "--conf-dir", ROOT / "site", source, out]
     return build_main([*words, *map(str, folders)])

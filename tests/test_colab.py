@@ -104,6 +104,7 @@ def test_elsewhere_it_clones_installs_what_is_missing_and_keeps_what_is_there(co
         (["--repository", "nonsense"], "give owner/name"),
         (["--repository", "a/b", "--branch", "x;rm"], "give one such as main"),
         (["--repository", "a/b", "--out", str(ROOT / "notebooks")], "give another folder"),
+        (["--repository", "a/b", "--out", str(ROOT / "README.md")], "File exists.*give another folder"),
     ],
 )
 def test_mistakes_are_answered_by_a_sentence(words, answer, monkeypatch):

@@ -244,6 +244,12 @@ def test_a_repository_that_can_not_be_one_is_refused(monkeypatch):
         build_site.main()
 
 
+def test_a_site_that_can_not_be_written_is_refused(tmp_path):
+    (tmp_path / "site").write_text("")
+    with pytest.raises(UserError, match=r"can't write to --out .*site \(File exists\); name another folder"):
+        build_site.build(tmp_path / "site")
+
+
 # ---------------------------------------------------------------------------------------------------- in a browser
 
 

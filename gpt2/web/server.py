@@ -77,7 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
         file = PAGES / path
         if path not in os.listdir(PAGES):  # there are no folders in it, so a path leads nowhere else
             return self._send(HTTPStatus.NOT_FOUND, "text/plain", b"there is no such page")
-        return self._send(HTTPStatus.OK, KINDS[file.suffix], file.read_bytes())
+        return self._send(HTTPStatus.OK, KINDS.get(file.suffix, "application/octet-stream"), file.read_bytes())
 
     def _send(self, status: HTTPStatus, kind: str, content: bytes) -> None:
         text = kind.startswith("text/") or kind == "application/json"
