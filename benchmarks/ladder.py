@@ -81,7 +81,7 @@ class Options:
     peer: Path | None = None
     """Clone of build-nanogpt or nanoGPT: measure its model beside the top rung, not the ladder."""
     micro_batch: int = 16
-    """Sequences of 1,024 tokens a step; the top rung has --larger-micro-batch."""
+    """Sequences of 1,024 tokens per step; the top rung has --larger-micro-batch."""
     larger_micro_batch: int = 64
     rounds: int = 2
     """Measurements of each side, with --peer."""
@@ -125,7 +125,7 @@ def main() -> None:
 
 
 def climb(rung: Rung, options: Options) -> Result:
-    """Measure one rung in this process, on the tokens in the current folder: seconds a step, and peak memory in GiB.
+    """Measure one rung in this process, on the tokens in the current folder: seconds per step, and peak memory in GiB.
 
     It exchanges parts of the model for the whole process, so there is one rung a process.
     """

@@ -4,7 +4,7 @@
 #   model      125 M parameters: 12 layers, 768 wide, T 2048
 #   tokens     300.0 B: 572,204 steps of 524,288
 #   FLOPs      2.90e20
-#   published  150 ms a step, 24 hours (llm.c, which names 8 × A100 at $336; that would be 423 TFLOP/s a GPU, above
+#   published  150 ms per step, 24 hours (llm.c, which names 8 × A100 at $336; that would be 423 TFLOP/s per GPU, above
 #              an A100's peak of 312, and fits 8 × H100 at $670)
 #   estimate   8 × H100 80GB: 147 ms per step, 23 hours, $654
 #              8 × A100 80GB: 342 ms per step, 54 hours, $762

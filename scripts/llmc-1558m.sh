@@ -4,7 +4,7 @@
 #   model      1,558 M parameters: 48 layers, 1600 wide, T 1024
 #   tokens     33.6 B: 32,000 steps of 1,048,576
 #   FLOPs      3.45e20
-#   published  8 × H100 80GB: 2.8 s a step, 24 to 25 hours, $672 (llm.c)
+#   published  8 × H100 80GB: 2.8 s per step, 24 to 25 hours, $672 (llm.c)
 #   estimate   8 × H100 80GB: 2.8 s per step, 25 hours, $704
 #   measured   not yet by this project
 #

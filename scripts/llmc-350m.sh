@@ -4,7 +4,7 @@
 #   model      355 M parameters: 24 layers, 1024 wide, T 1024
 #   tokens     31.5 B: 60,000 steps of 524,288
 #   FLOPs      7.62e19
-#   published  8 × A100 80GB: 820 ms a step, 14 hours, $190 (llm.c)
+#   published  8 × A100 80GB: 820 ms per step, 14 hours, $190 (llm.c)
 #   estimate   8 × A100 80GB: 857 ms per step, 14 hours, $200
 #   measured   not yet by this project
 #

@@ -4,7 +4,7 @@
 #   model      774 M parameters: 36 layers, 1280 wide, T 1024
 #   tokens     150.0 B: 286,102 steps of 524,288
 #   FLOPs      7.80e20
-#   published  8 × A100 80GB: 1.7 s a step, 135 hours, $1,890 (llm.c)
+#   published  8 × A100 80GB: 1.7 s per step, 135 hours, $1,890 (llm.c)
 #   estimate   8 × A100 80GB: 1,786 ms per step, 142 hours, $1,987
 #   measured   not yet by this project
 #

@@ -4,7 +4,7 @@
 #   model      162 M parameters, 124 M of them in matrices that every token passes: 12 layers, 768 wide, T 1024
 #   tokens     2.4 B: 4,578 steps of 524,288
 #   FLOPs      2.05e18
-#   published  8 × H100 80GB: 142 ms a step, 10.8 minutes, $5; val loss 3.28 (modded-nanogpt); one A100: 3 hours
+#   published  8 × H100 80GB: 142 ms per step, 10.8 minutes, $5; val loss 3.28 (modded-nanogpt); one A100: 3 hours
 #   estimate   8 × H100 80GB: 133 ms per step, 10.1 minutes, $4.7
 #   measured   not yet by this project
 #

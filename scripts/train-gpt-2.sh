@@ -4,7 +4,7 @@
 #   model      124 M parameters: 12 layers, 768 wide, T 1024
 #   tokens     1.0 B: 2,000 steps of 524,288
 #   FLOPs      8.96e17
-#   published  8 × A100: 493 ms a step (Train GPT-2)
+#   published  8 × A100: 493 ms per step (Train GPT-2)
 #   estimate   8 × A100 80GB: 317 ms per step, 10.6 minutes, $2.5
 #   measured   not yet by this project
 #

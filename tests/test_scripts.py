@@ -200,7 +200,8 @@ def test_a_script_says_what_its_run_takes(script):
     assert f"{batch * steps / 1e9:.1f} B: {steps:,} steps of {batch:,}\n" in text
     assert f"FLOPs      {flops:.2e}\n".replace("e+", "e") in text
     assert all(f"\n#   {word}" in text for word in ("published", "estimate", "measured"))
-    estimates = re.findall(r"8 × (\w100) 80GB: ([\d.,]+) (m?s) per step, ([\d.]+) (\w+), \$([\d.,]+)", text)
+    part = text.partition("\n#   estimate")[2].partition("\n#   measured")[0]
+    estimates = re.findall(r"8 × (\w100) 80GB: ([\d.,]+) (m?s) per step, ([\d.]+) (\w+), \$([\d.,]+)", part)
     assert estimates
     for gpu, step, unit, time_, hours, dollars in estimates:
         seconds = make_plan(Options(script.stem, gpus=8, hardware=gpu.lower())).step_time.total * steps
